@@ -1,0 +1,1 @@
+"""ForgeLLM: MLX language models, each in a supervised process of its own."""

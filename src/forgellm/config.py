@@ -1,0 +1,161 @@
+"""Settings of the daemon and of each model: a TOML file, then FORGELLM_* variables, then flags; the last one wins.
+
+Decoded and checked by msgspec in one place; an unknown key or a wrong type is refused with its path in the message.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+
+from forgellm.errors import ConfigError
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+ENV_PREFIX = "FORGELLM_"
+
+
+def _field(doc: str) -> msgspec.Meta:
+    return msgspec.Meta(description=doc)
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[models.NAME]`: a name of your own for a model, and how to load it."""
+
+    source: Annotated[str, _field("Folder, GGUF file, Hugging Face repo in the local cache, or `smollm2`.")]
+    adapter: Annotated[str | None, _field("LoRA adapter: a folder, or a *.safetensors in it.")] = None
+    context_length: Annotated[Positive | None, _field("Longest prompt + answer, tokens; default the model's own.")] = (
+        None
+    )
+    max_kv_size: Annotated[Positive | None, _field("Cap of each request's KV cache, tokens (a rotating window).")] = (
+        None
+    )
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=64, description="Workers that serve this model.")] = 1
+    ttl_s: Annotated[Seconds | None, _field("Unload after so many idle seconds; default never.")] = None
+    pin: Annotated[bool, _field("Never unload it for being idle.")] = False
+    layout: Annotated[Literal["auto", "f32", "native"] | None, _field("Overrides the server-wide `layout`.")] = None
+    system_prompt: Annotated[str | None, _field("Default system prompt of /api/model/generate.")] = None
+    preload: Annotated[bool, _field("Load it when the daemon starts.")] = False
+    options: Annotated[dict[str, Any], _field("Knobs of the echo engine (source `echo`), for tests.")] = {}
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set. Bytes and seconds are in the names; 0 means off where a limit may be off."""
+
+    host: Annotated[str, _field("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, _field("Port to listen on; 0 takes a free one.")] = 5001
+    cors_origins: Annotated[list[str], _field("Origins of web pages that may call the API; `*` for any.")] = []
+    max_streams: Annotated[Positive, _field("Requests served at the same time over HTTP; more get 503.")] = 128
+    max_request_bytes: Annotated[Positive, _field("Largest request body.")] = 16 << 20
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Log level.")] = "info"
+
+    models: Annotated[dict[str, ModelConfig], _field("Models by your own names.")] = {}
+    models_dir: Annotated[str | None, _field("Folder whose sub-folders are models; default ~/models if it exists.")] = (
+        None
+    )
+    cache_dir: Annotated[
+        str | None, _field("Converted models and the demo model; default the user's cache folder.")
+    ] = None
+    log_dir: Annotated[str | None, _field("One log file per worker life; default inside the cache folder.")] = None
+
+    layout: Annotated[
+        Literal["auto", "f32", "native"],
+        _field("On a CPU: `auto` dequantises to f32 if memory allows, `native` keeps the weights as they are."),
+    ] = "auto"
+    fast_blas: Annotated[bool, _field("On a Linux CPU: use an optimised BLAS in the workers.")] = True
+    max_batch: Annotated[Positive, _field("Requests that one worker advances together.")] = 32
+    prefill_chunk_s: Annotated[Seconds, _field("How long one prefill chunk may hold up the other streams.")] = 0.5
+    prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0, description="KV kept for prompt prefixes, per worker.")] = (
+        1 << 30
+    )
+
+    max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
+    queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503.")] = 300.0
+    spare: Annotated[bool, _field("Keep one worker imported and ready for the next load or respawn.")] = True
+    hello_timeout_s: Annotated[Seconds, _field("From spawn to the worker's first word.")] = 10.0
+    import_timeout_s: Annotated[Seconds, _field("From the first word to the engine's libraries being imported.")] = (
+        120.0
+    )
+    load_timeout_s: Annotated[Seconds, _field("Longest a load may take.")] = 1800.0
+    drain_timeout_s: Annotated[Seconds, _field("How long an unload lets running requests finish.")] = 30.0
+    unload_timeout_s: Annotated[Seconds, _field("From unload to SIGTERM.")] = 5.0
+    term_timeout_s: Annotated[Seconds, _field("From SIGTERM to SIGKILL.")] = 5.0
+    backoff_initial_s: Annotated[Seconds, _field("Wait before the second respawn in a row; doubles.")] = 0.5
+    backoff_max_s: Annotated[Seconds, _field("Longest wait between respawns.")] = 30.0
+    crash_budget: Annotated[Positive, _field("Deaths of one replica within crash_window_s before it is failed.")] = 3
+    crash_window_s: Annotated[Seconds, _field("Window of the crash budget.")] = 300.0
+    log_bytes: Annotated[Positive, _field("Largest log file of one worker life; then its tail is kept.")] = 4 << 20
+
+    @property
+    def cache_path(self) -> Path:
+        return (
+            Path(self.cache_dir).expanduser()
+            if self.cache_dir
+            else Path(platformdirs.user_cache_dir("forgellm", False))
+        )
+
+    @property
+    def log_path(self) -> Path:
+        return Path(self.log_dir).expanduser() if self.log_dir else self.cache_path / "logs"
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings from a TOML file, then `env` (default os.environ), then `flags` (None values are not set).
+
+    Raises ConfigError naming the file or variable, the path of the key, and what it may be.
+    """
+    merged: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
+    _convert(merged, f"{path}: " if path else "")
+    environ = os.environ if env is None else env
+    names = Settings.__struct_fields__
+    for variable in sorted(v for v in environ if v.startswith(ENV_PREFIX)):
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name in names:
+            merged[name] = _from_variable(variable, name, environ[variable])
+    merged.update({k: v for k, v in (flags or {}).items() if v is not None})
+    return _convert(merged, "")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the TOML file, for editors (`forgellm config --schema`)."""
+    return msgspec.json.schema(Settings)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_variable(variable: str, name: str, text: str) -> Any:
+    """A variable's text as the field's type: a list is comma-separated, `models` is JSON."""
+    hint = {field.name: field.type for field in msgspec.structs.fields(Settings)}[name]
+    value: Any = text
+    try:
+        if name == "cors_origins":
+            value = [part.strip() for part in text.split(",") if part.strip()]
+        elif name == "models":
+            value = msgspec.json.decode(text)
+        return msgspec.to_builtins(msgspec.convert(value, hint, strict=False))
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{variable}: {error}") from error
+
+
+def _convert(values: Mapping[str, Any], where: str) -> Settings:
+    try:
+        return msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}{error}; see `forgellm config --schema` for every key") from error

@@ -1,0 +1,168 @@
+"""Every error that ForgeLLM raises on purpose. Knows no HTTP: api/errors.py alone maps codes to statuses.
+
+    ForgeLLMError
+    ├── InvalidRequest               the caller can mend it; `field` names what
+    │   ├── ContextLengthExceeded    prompt and answer do not fit the model's context
+    │   ├── TemplateError            the model's chat template refused the messages
+    │   ├── PayloadTooLarge          the body is larger than the server takes
+    │   └── Unsupported              a known parameter that this model or engine cannot honour
+    ├── NotFound                     a name that is not known
+    │   ├── ModelNotFound
+    │   └── RequestNotFound
+    ├── ModelNotLoaded               known, but nobody loaded it
+    ├── ModelError                   the model cannot be served as it is
+    │   ├── ModelInvalid             broken or lying files
+    │   ├── UnsupportedFormat        pickles, unknown architectures, unknown quantisation
+    │   └── UntrustedCode            the model asks to run its own code
+    ├── Unavailable                  try again; `retry_after_s` says when
+    │   ├── QueueFull
+    │   ├── QueueTimeout             waited too long for a place
+    │   ├── ModelLoading             not ready within the caller's deadline
+    │   ├── ModelUnloading           draining or stopping
+    │   ├── ModelFailed              gave up; says why
+    │   ├── InsufficientMemory
+    │   ├── WorkerDied
+    │   └── ShuttingDown
+    ├── GenerationFailed             one request's own failure inside a healthy worker
+    └── StartupError                 the supervisor or the daemon cannot run here
+        ├── ChannelUnsafe            the start-up self-test of the worker channel failed
+        ├── ConfigError              settings that cannot be used; names the path
+        └── AddressInUse
+
+Errors cross process borders as data, `(code, message, field)`, never as pickled exceptions.
+"""
+
+from typing import ClassVar
+
+
+class ForgeLLMError(Exception):
+    """Root of the tree. `code` is a stable word for programs, `str(error)` a sentence for people."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ForgeLLMError):
+    code = "invalid_request"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class TemplateError(InvalidRequest):
+    code = "template_error"
+
+
+class PayloadTooLarge(InvalidRequest):
+    code = "payload_too_large"
+
+
+class Unsupported(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class NotFound(ForgeLLMError):
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class RequestNotFound(NotFound):
+    code = "request_not_found"
+
+
+class ModelNotLoaded(ForgeLLMError):
+    code = "model_not_loaded"
+
+
+class ModelError(ForgeLLMError):
+    code = "model_error"
+
+
+class ModelInvalid(ModelError):
+    code = "model_invalid"
+
+
+class UnsupportedFormat(ModelError):
+    code = "unsupported_format"
+
+
+class UntrustedCode(ModelError):
+    code = "untrusted_code"
+
+
+class Unavailable(ForgeLLMError):
+    code = "unavailable"
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class QueueTimeout(Unavailable):
+    code = "queue_timeout"
+
+
+class ModelLoading(Unavailable):
+    code = "model_loading"
+
+
+class ModelUnloading(Unavailable):
+    code = "model_unloading"
+
+
+class ModelFailed(Unavailable):
+    code = "model_failed"
+
+
+class InsufficientMemory(Unavailable):
+    code = "insufficient_memory"
+
+
+class WorkerDied(Unavailable):
+    code = "worker_died"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class GenerationFailed(ForgeLLMError):
+    code = "generation_failed"
+
+
+class StartupError(ForgeLLMError):
+    code = "startup_error"
+
+
+class ChannelUnsafe(StartupError):
+    code = "channel_unsafe"
+
+
+class ConfigError(StartupError):
+    code = "config_error"
+
+
+class AddressInUse(StartupError):
+    code = "address_in_use"
+
+
+def _tree(root: type[ForgeLLMError]) -> list[type[ForgeLLMError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+
+
+BY_CODE: dict[str, type[ForgeLLMError]] = {cls.code: cls for cls in _tree(ForgeLLMError)}
+"""Every class of this module by its code; how an error that travelled as data becomes one again."""
+
+
+def from_wire(code: str, message: str, field: str | None = None) -> ForgeLLMError:
+    """The error that `(code, message, field)` stood for; an unknown code becomes a plain ForgeLLMError."""
+    return BY_CODE.get(code, ForgeLLMError)(message, field=field)

