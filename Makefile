@@ -1,0 +1,49 @@
+# One command each, on a fresh clone, with nothing but Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## the virtual environment .venv with the project and its tools, once
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ForgeLLM needs Python 3.11 or newer: make PYTHON=python3.12 install" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+demo: install  ## install, then: a model answers, its worker is killed, and answers again
+	$(BIN)/forgellm demo
+
+lint: install  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## everything: lint, then all tests with coverage, real MLX included (minutes)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: lint  ## in a minute: lint, the unit tests, and the life of one real worker
+	$(BIN)/python -m pytest -m 'not process and not model and not e2e and not chaos'
+	$(BIN)/python -m pytest -m smoke
+
+format: install  ## let ruff mend style and layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## the numbers of docs/benchmarks.md on this machine (up to ten minutes)
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove the virtual environment and every cache in this folder
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
