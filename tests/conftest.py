@@ -1,0 +1,33 @@
+"""What every test can rely on: a clean environment, and a check that nothing is left behind."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from leaks import children, descriptors, held, leftovers, threads
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """The test must leave no child process, no thread and no descriptor that it did not find."""
+    before = held()
+    yield
+    assert leftovers(before) == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    """The whole session must end with no child process, whatever its tests did to the workers."""
+    before = children()
+    yield
+    assert leftovers((before, threads(), descriptors())) == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settings_come_from_the_test() -> Iterator[None]:
+    """FORGELLM_* variables of whoever runs the tests must not reach them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FORGELLM_")]:
+            patch.delenv(name)
+        yield
