@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format bench clean
+.PHONY: help install demo test check lint format docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: lint  ## in a minute: lint, the unit tests, and the life of one real work
 format: install  ## let ruff mend style and layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## write the tables of the docs that come from the code
+	$(BIN)/python docs/generate.py
 
 bench: install  ## the numbers of docs/benchmarks.md on this machine (up to ten minutes)
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,1 @@
+"""Measurements of ForgeLLM against what it is built on, side by side in one run: `make bench`."""
