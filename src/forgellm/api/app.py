@@ -1,0 +1,33 @@
+"""Puts the Flask application together from what it is given. Starts nothing and holds no state of its own."""
+
+from flask import Flask, Response, g
+
+from forgellm.api import admin, catalog, errors, model, security
+from forgellm.api.context import EXTENSION, Context
+from forgellm.api.gate import Gate
+from forgellm.api.pool import Pool
+from forgellm.config import Settings
+
+
+def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flask:
+    """The WSGI application over `pool`, a Supervisor or anything with its verbs.
+
+    `gate` bounds the requests that hold a thread; the server that runs the app closes it to stop.
+    """
+    app = Flask("forgellm", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.extensions[EXTENSION] = Context(pool, settings, gate or Gate(settings.max_streams))
+    app.url_map.strict_slashes = False
+    security.register(app, settings)
+    errors.register(app)
+    for each in (model.blueprint, catalog.blueprint, admin.blueprint):
+        app.register_blueprint(each)
+    app.after_request(_name_request)
+    return app
+
+
+def _name_request(response: Response) -> Response:
+    request_id = g.get("request_id")
+    if request_id is not None:
+        response.headers["X-Request-Id"] = request_id
+    return response

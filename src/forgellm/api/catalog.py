@@ -1,0 +1,81 @@
+"""The routes that list what could be loaded. They read the catalog, and never look outside the folders it names."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from forgellm.api.context import context
+from forgellm.api.errors import json_response
+from forgellm.api.pool import CatalogEntry
+from forgellm.errors import ModelNotFound
+
+blueprint = Blueprint("catalog", __name__, url_prefix="/api")
+
+_TRAINED = frozenset({"cpt", "ift"})  # folders of models_dir that hold trained models, by how they were trained
+_GB = 1 << 30
+
+
+@blueprint.get("/models")
+def models() -> Response:
+    """Everything that could be loaded."""
+    return _listing(context().pool.catalog())
+
+
+@blueprint.get("/base_models")
+def base_models() -> Response:
+    """Models that were not trained here."""
+    return _listing(entry for entry in context().pool.catalog() if _training(entry) is None)
+
+
+@blueprint.get("/cpt_models")
+def cpt_models() -> Response:
+    """Models that came out of continued pre-training (`cpt/` in models_dir)."""
+    return _listing(entry for entry in context().pool.catalog() if _training(entry) == "cpt")
+
+
+@blueprint.get("/ift_models")
+def ift_models() -> Response:
+    """Models that came out of instruction fine-tuning (`ift/` in models_dir)."""
+    return _listing(entry for entry in context().pool.catalog() if _training(entry) == "ift")
+
+
+@blueprint.get("/checkpoints")
+def checkpoints() -> Response:
+    """Adapter files of trained models: of all, or of the one in `?model_dir=`."""
+    wanted = request.args.get("model_dir")
+    entries = [entry for entry in context().pool.catalog() if _training(entry) is not None]
+    if wanted is not None:
+        entries = [entry for entry in entries if wanted in {entry.id, entry.name, entry.path}]
+        if not entries:
+            raise ModelNotFound(f"no trained model is called {wanted!r}; GET /api/models lists them", field="model_dir")
+    found = [_checkpoint(path) for entry in entries for path in sorted(Path(entry.path or "").glob("*.safetensors"))]
+    return json_response({"success": True, "checkpoints": [each for each in found if "adapter" in each["name"]]})
+
+
+def _listing(entries: Iterable[CatalogEntry]) -> Response:
+    return json_response({"success": True, "models": [_entry(entry) for entry in entries]})
+
+
+def _entry(entry: CatalogEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "path": entry.path,
+        "type": _training(entry) or entry.kind,
+        "size": _gigabytes(entry.size_bytes),
+    }
+
+
+def _training(entry: CatalogEntry) -> str | None:
+    parent = Path(entry.path).parent.name if entry.path else ""
+    return parent if parent in _TRAINED else None
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "path": str(path), "size": _gigabytes(path.stat().st_size)}
+
+
+def _gigabytes(size_bytes: int) -> float:
+    return round(size_bytes / _GB, 3)

@@ -1,0 +1,125 @@
+"""Turns errors into responses: the only place that knows HTTP status codes. Decides nothing else."""
+
+import logging
+import math
+from typing import Any
+
+import msgspec
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from forgellm.errors import ForgeLLMError
+
+log = logging.getLogger(__name__)
+
+STATUS_BY_CODE: dict[str, int] = {
+    "invalid_request": 400,
+    "empty": 400,
+    "context_length_exceeded": 400,
+    "template_error": 400,
+    "unsupported_parameter": 400,
+    "model_not_loaded": 400,
+    "payload_too_large": 413,
+    "forbidden_host": 403,
+    "forbidden_origin": 403,
+    "not_found": 404,
+    "model_not_found": 404,
+    "request_not_found": 404,
+    "method_not_allowed": 405,
+    "model_error": 422,
+    "model_invalid": 422,
+    "unsupported_format": 422,
+    "untrusted_code": 422,
+    "queue_full": 429,
+    "client_gone": 499,  # nobody reads it; nginx's number, for the log
+    "internal_error": 500,
+    "generation_failed": 500,
+    "startup_error": 500,
+    "channel_unsafe": 500,
+    "config_error": 500,
+    "address_in_use": 500,
+    "unavailable": 503,
+    "queue_timeout": 503,
+    "model_loading": 503,
+    "model_unloading": 503,
+    "model_failed": 503,
+    "insufficient_memory": 503,
+    "worker_died": 503,
+    "shutting_down": 503,
+}
+
+_WORDS_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+_RETRY_STATUSES = frozenset({429, 503})
+_DEFAULT_RETRY_AFTER_S = 1.0
+
+
+class ForbiddenHost(ForgeLLMError):
+    """The Host header names a machine that this server does not answer for (DNS rebinding)."""
+
+    code = "forbidden_host"
+
+
+class ForbiddenOrigin(ForgeLLMError):
+    """A web page of an origin that is not in cors_origins tried to change something."""
+
+    code = "forbidden_origin"
+
+
+class ClientGone(ForgeLLMError):
+    """The client closed its connection before the answer was ready."""
+
+    code = "client_gone"
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, mimetype="application/json")
+
+
+def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
+    body: dict[str, Any] = {"success": False, "error": message, "code": code}
+    if field is not None:
+        body["field"] = field
+    return body
+
+
+def public_error(error: Exception) -> tuple[str, str]:
+    """(code, sentence) that a client may see; an error that nobody raised on purpose is logged and says nothing."""
+    if isinstance(error, ForgeLLMError):
+        return error.code, error.message
+    log.error("internal error", exc_info=error)
+    return "internal_error", "internal error; the server's log says more"
+
+
+def register(app: Flask) -> None:
+    """Make every error of `app` a JSON answer, unknown paths and wrong methods included."""
+    app.register_error_handler(ForgeLLMError, _known)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _unknown)
+
+
+def _known(error: ForgeLLMError) -> Response:
+    status = STATUS_BY_CODE.get(error.code, 500)
+    response = json_response(error_body(error.code, error.message, error.field), status)
+    if status in _RETRY_STATUSES:
+        seconds = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    return response
+
+
+def _http(error: HTTPException) -> Response:
+    status = error.code or 500
+    if status < 400:  # a redirect, raised by the router
+        return Response(status=status, headers=dict(error.get_headers()))
+    fallback = "internal_error" if status >= 500 else "invalid_request"
+    message = error.description or error.name
+    response = json_response(error_body(_WORDS_BY_STATUS.get(status, fallback), message), status)
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def _unknown(error: Exception) -> Response:
+    code, message = public_error(error)
+    return json_response(error_body(code, message), 500)

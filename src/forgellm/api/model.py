@@ -1,0 +1,128 @@
+"""The `/api/model/*` routes of docs/http-api.md. Each view decodes, calls the pool, and encodes; it decides nothing."""
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, g, request
+
+from forgellm.api import ndjson
+from forgellm.api.context import context
+from forgellm.api.errors import json_response
+from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
+from forgellm.api.status import info_body, status_body
+from forgellm.errors import ModelNotLoaded
+
+blueprint = Blueprint("model", __name__, url_prefix="/api/model")
+
+
+@blueprint.post("/load")
+def load() -> Response:
+    """Start loading a model, or with `wait` load it."""
+    body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
+    ctx = context()
+    options = {
+        "adapter_path": body.adapter_path,
+        "context_length": body.context_length,
+        "max_kv_size": body.max_kv_size,
+        "replicas": body.replicas,
+        "ttl_s": body.ttl_s,
+        "pin": body.pin,
+        "system_prompt": body.system_prompt,
+    }
+    if body.wait:
+        with ctx.gate.place():
+            loaded = ctx.pool.load(body.model_name, wait=True, **options)  # type: ignore[arg-type]
+    else:
+        loaded = ctx.pool.load(body.model_name, wait=False, **options)  # type: ignore[arg-type]
+    done = "is already loaded" if loaded.already_loaded else "loaded" if body.wait else "loading started"
+    answer = {
+        "success": True,
+        "message": f"Model {loaded.model} {done}",
+        "model_name": loaded.model,
+        "adapter_path": loaded.adapter_path,
+        "original_adapter_selection": body.adapter_path,
+    }
+    if body.wait:
+        answer["loading_time"] = loaded.loading_time_s or 0.0
+    return json_response(answer)
+
+
+@blueprint.get("/status")
+def status() -> Response:
+    """The state of the current model, or of `?model=`, and of all."""
+    return json_response(status_body(context().pool.status(), request.args.get("model")))
+
+
+@blueprint.get("/info")
+def info() -> Response:
+    """What a loaded model is."""
+    return json_response(info_body(context().pool.status(), request.args.get("model")))
+
+
+@blueprint.post("/unload")
+def unload() -> Response:
+    """Unload a model; answers when its memory is back."""
+    raw = request.get_data()
+    body = UnloadBody.decode(raw, request.content_type, request.content_encoding) if raw else UnloadBody()
+    ctx = context()
+    with ctx.gate.place():
+        unloaded = ctx.pool.unload(body.model_name, force=body.force)
+    if unloaded.was_loaded:
+        message = f"Model {unloaded.model} unloaded"
+    elif unloaded.model:
+        message = f"Model {unloaded.model} was not loaded"
+    else:
+        message = "No model was loaded"
+    return json_response({"success": True, "message": message, "freed_bytes": unloaded.freed_bytes})
+
+
+@blueprint.post("/generate")
+def generate() -> Response:
+    """Answer a prompt, whole or as a stream of JSON lines."""
+    body = GenerateBody.decode(request.get_data(), request.content_type, request.content_encoding)
+    ctx = context()
+    pool_status = ctx.pool.status()
+    model = body.model or pool_status.current
+    if model is None:
+        raise ModelNotLoaded("no model is loaded; POST /api/model/load first, or name one in `model`", field="model")
+    known = pool_status.model(model)
+    asked = body.to_request(model, known.system_prompt if known else None)
+    g.request_id = asked.request_id
+    answer = ndjson.Answer(ctx.pool, asked, ctx.gate, _is_client_gone())
+    if not body.streaming:
+        return _whole(answer)
+    return _stream(answer)
+
+
+def _whole(answer: ndjson.Answer) -> Response:
+    try:
+        text = "".join(token.text for tokens in answer.batches() for token in tokens)
+    finally:
+        answer.close()
+    body = {"success": True, "text": text, "completion": text, **ndjson.counts(answer.generation)}
+    return json_response(body)
+
+
+def _stream(answer: ndjson.Answer) -> Response:
+    """The status line waits for the first token, so that what goes wrong before it has a real status."""
+    batches = answer.batches()
+    try:
+        first = next(batches, [])
+    except BaseException:
+        answer.close()
+        raise
+    response = Response(ndjson.lines(first, batches, answer.generation), mimetype=_stream_type())
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the lines back
+    response.call_on_close(answer.close)
+    return response
+
+
+def _stream_type() -> str:
+    choices = ["application/x-ndjson", "text/plain"]
+    return request.accept_mimetypes.best_match(choices, default=choices[0])
+
+
+def _is_client_gone() -> Callable[[], bool]:
+    """Asks waitress whether the connection is closed; under another server, and in tests, it never is."""
+    found: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
+    return found or (lambda: False)

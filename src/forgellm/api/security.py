@@ -1,0 +1,62 @@
+"""Who may call: Host names (DNS rebinding), origins of web pages (CORS and cross-site posts). Knows no routes."""
+
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, request
+
+from forgellm.api.errors import ForbiddenHost, ForbiddenOrigin
+from forgellm.config import Settings
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach `host`."""
+    return host in LOOPBACK_NAMES or host.startswith("127.")
+
+
+def register(app: Flask, settings: Settings) -> None:
+    """Check every request of `app`, and give the configured origins their CORS headers."""
+    hosts = LOOPBACK_NAMES | {settings.host.lower()}
+    origins = frozenset(origin.rstrip("/") for origin in settings.cors_origins)
+
+    def check() -> None:
+        host = request.environ.get("HTTP_HOST")
+        if host is not None and is_loopback(settings.host) and _host_name(host) not in hosts:
+            raise ForbiddenHost(f"this server does not answer for the host {host!r}; use localhost or 127.0.0.1")
+        origin = request.environ.get("HTTP_ORIGIN")
+        if origin is None or request.method in _SAFE_METHODS or _allowed(origin, origins):
+            return
+        if urlsplit(origin).netloc != host:
+            raise ForbiddenOrigin(f"web pages of {origin} may not call this server; add it to cors_origins")
+
+    def answer(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        origin = request.environ.get("HTTP_ORIGIN")
+        if origins:
+            response.headers.add("Vary", "Origin")
+        if origin is not None and _allowed(origin, origins):
+            response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
+            response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+            if request.method == "OPTIONS":
+                response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+                response.headers["Access-Control-Allow-Headers"] = "Content-Type, Accept, Authorization"
+                response.headers["Access-Control-Max-Age"] = "600"
+        return response
+
+    app.before_request(check)
+    app.after_request(answer)
+
+
+def _allowed(origin: str, origins: frozenset[str]) -> bool:
+    return "*" in origins or origin in origins
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, without its port; None if it is not one."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

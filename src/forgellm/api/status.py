@@ -1,0 +1,116 @@
+"""Draws a PoolStatus as the JSON of the /api/model/* contract. Pure: no pool, no clock of its own, no HTTP."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from forgellm.states import IS_LOADING, WorkerState
+from forgellm.supervisor.status import ModelStatus, PoolStatus, WorkerStatus
+
+
+def wall_clock(since: float) -> float:
+    """The unix time of a monotonic instant, for people to read; nothing is decided by it."""
+    return round(time.time() - (time.monotonic() - since), 3)
+
+
+def absent(name: str | None) -> dict[str, Any]:
+    """The picture of a model that is not loaded, or of no model at all."""
+    return {
+        "loaded": False,
+        "is_loading": False,
+        "model_name": name,
+        "adapter_path": None,
+        "state": WorkerState.STOPPED,
+        "progress": 0.0,
+        "stage": "",
+        "since": None,
+        "pid": None,
+        "life": None,
+        "restarts": 0,
+        "memory": _memory(()),
+        "queue_depth": 0,
+        "in_flight": 0,
+        "workers": [],
+    }
+
+
+def model_picture(model: ModelStatus) -> dict[str, Any]:
+    """One model: `pid`, `life` and `stage` are those of its best worker, `memory` and `restarts` sums."""
+    best = next((w for w in model.workers if w.state == model.state), None)
+    picture: dict[str, Any] = {
+        "loaded": model.state in {WorkerState.READY, WorkerState.DRAINING},
+        "is_loading": model.state in IS_LOADING,
+        "model_name": model.name,
+        "adapter_path": model.adapter_path,
+        "state": model.state,
+        "progress": model.progress,
+        "stage": best.stage if best else "",
+        "since": wall_clock(model.since),
+        "pid": best.pid if best else None,
+        "life": best.life if best else None,
+        "restarts": sum(worker.restarts for worker in model.workers),
+        "memory": _memory(model.workers),
+        "queue_depth": model.queue_depth,
+        "in_flight": model.in_flight,
+        "workers": [_worker(worker) for worker in model.workers],
+    }
+    if model.error is not None:
+        picture |= {"error": model.error, "error_code": model.error_code}
+    return picture
+
+
+def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
+    """The answer of /api/model/status for `name`, or for the current model."""
+    wanted = name or status.current
+    model = status.model(wanted) if wanted else None
+    picture = model_picture(model) if model else absent(wanted)
+    return {
+        "success": True,
+        **picture,
+        "models": [model_picture(each) for each in status.models],
+        "spare": {"pid": status.spare_pid, "is_warm": status.spare_is_warm},
+        "is_stopping": status.is_stopping,
+    }
+
+
+def info_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
+    """The answer of /api/model/info: the status of one model and what it turned out to be."""
+    wanted = name or status.current
+    model = status.model(wanted) if wanted else None
+    if model is None:
+        return {"success": True, **absent(wanted)}
+    details: dict[str, Any] = {
+        "path": model.path,
+        "system_prompt": model.system_prompt,
+        "ttl_s": model.ttl_s,
+        "pin": model.pin,
+        "info": asdict(model.info) if model.info else None,
+    }
+    return {"success": True, **model_picture(model), **details}
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "name": worker.name,
+        "replica": worker.replica,
+        "life": worker.life,
+        "state": worker.state,
+        "since": wall_clock(worker.since),
+        "reason": worker.reason,
+        "pid": worker.pid,
+        "restarts": worker.restarts,
+        "progress": worker.progress,
+        "stage": worker.stage,
+        "in_flight": worker.in_flight,
+        "memory": _memory((worker,)),
+        "log_path": worker.log_path,
+    }
+
+
+def _memory(workers: tuple[WorkerStatus, ...]) -> dict[str, int]:
+    return {
+        "estimate": sum(worker.memory.estimate_bytes for worker in workers),
+        "mlx_active": sum(worker.memory.mlx_active_bytes for worker in workers),
+        "mlx_cache": sum(worker.memory.mlx_cache_bytes for worker in workers),
+        "footprint": sum(worker.memory.footprint_bytes for worker in workers),
+    }
