@@ -22,6 +22,7 @@
     │   ├── ModelFailed              gave up; says why
     │   ├── InsufficientMemory
     │   ├── WorkerDied
+    │   ├── EngineUnavailable        a worker cannot import its engine; says what is missing
     │   └── ShuttingDown
     ├── GenerationFailed             one request's own failure inside a healthy worker
     └── StartupError                 the supervisor or the daemon cannot run here
@@ -129,6 +130,10 @@ class InsufficientMemory(Unavailable):
 
 class WorkerDied(Unavailable):
     code = "worker_died"
+
+
+class EngineUnavailable(Unavailable):
+    code = "engine_unavailable"
 
 
 class ShuttingDown(Unavailable):

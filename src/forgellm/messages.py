@@ -82,12 +82,13 @@ class EngineOptions:
     """How a worker shall hold and run a model; from Settings and the load call.
 
     layout: "auto" (dequantise to f32 on a CPU with memory to spare), "f32", or "native" (as the files have it).
-    `memory_budget_bytes` is what "auto" may spend on weights, 0 = not known: keep native.
+    `memory_budget_bytes` is what "auto" may spend on weights, 0 = not known: keep native; it changes from moment to
+    moment, so two loads that differ in nothing else ask for the same thing.
     `context_length` None: the model's own. `prefill_chunk_s`: how long one prefill chunk may stall other streams.
     """
 
     layout: Literal["auto", "f32", "native"] = "auto"
-    memory_budget_bytes: int = 0
+    memory_budget_bytes: int = field(default=0, compare=False)
     context_length: int | None = None
     max_kv_size: int | None = None
     max_batch: int = 32

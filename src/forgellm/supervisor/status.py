@@ -32,7 +32,6 @@ class WorkerStatus:
     stage: str
     in_flight: int
     memory: MemoryStatus
-    log_path: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,120 @@
+"""All worker processes that exist: starts them, signals them, notices their ends. Used by the supervisor's thread only.
+
+Decides nothing: who is started, signalled or buried is the pool's word.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgellm.config import Settings
+from forgellm.messages import Command, EngineName
+from forgellm.supervisor.process import Guardian, Lost, OnEvent, WorkerProcess, describe_exit
+
+CHECK_S = 1.0
+REAP_S = 0.002
+LINGER_S = 1.0
+KEPT_LOGS = 20
+
+
+@dataclass(slots=True)
+class _Dying:
+    """A worker whose end began: its channel closed, or its process is gone, and soon both."""
+
+    deadline: float
+    is_silent: bool  # its channel has ended
+
+
+class Crew:
+    """Processes by life."""
+
+    def __init__(self, settings: Settings, on_event: OnEvent) -> None:
+        self._settings = settings
+        self._on_event = on_event
+        self._processes: dict[int, WorkerProcess] = {}
+        self._dying: dict[int, _Dying] = {}
+        self._next_check = 0.0
+        settings.log_path.mkdir(parents=True, exist_ok=True)
+        _prune_logs(settings.log_path)
+        self.guardian = Guardian()
+
+    def spawn(self, life: int, engine: EngineName) -> None:
+        """Raises OSError if the system cannot start a process now."""
+        process = WorkerProcess(
+            life,
+            engine,
+            log_dir=self._settings.log_path,
+            cache_dir=self._settings.cache_path,
+            fast_blas=self._settings.fast_blas,
+            on_event=self._on_event,
+        )
+        self._processes[life] = process
+        self.guardian.add(process.pid)
+
+    def send(self, life: int, command: Command) -> None:
+        if life in self._processes:
+            self._processes[life].send(command)
+
+    def signal(self, life: int, number: int) -> None:
+        if life in self._processes:
+            self._processes[life].signal(number)
+
+    def pids(self) -> dict[int, int]:
+        """{life: pid}; safe to call from any thread."""
+        return {life: process.pid for life, process in list(self._processes.items())}
+
+    def lost(self, life: int, reason: Lost, now: float) -> None:
+        """A worker's channel ended: its process is gone, or goes now."""
+        process = self._processes.get(life)
+        if process is not None:
+            if reason:
+                process.signal(9)  # it said something that is no event; it cannot be trusted any more
+            self._dying[life] = _Dying(now + LINGER_S, is_silent=True)
+
+    def reap(self, now: float) -> list[tuple[int, str]]:
+        """Bury whoever is gone: [(life, how it ended, in words)]. Never blocks."""
+        if now >= self._next_check:
+            self._next_check = now + CHECK_S
+            self._check(now)
+        buried = []
+        for life, dying in list(self._dying.items()):
+            process = self._processes[life]
+            exit_code = process.poll()
+            if exit_code is None:
+                if now >= dying.deadline:  # it closed its channel and lives on
+                    dying.deadline = now + LINGER_S
+                    process.signal(9)
+            elif dying.is_silent or now >= dying.deadline:
+                buried.append((life, describe_exit(exit_code, process.tail())))
+                self.guardian.remove(process.pid)
+                process.close()
+                del self._processes[life], self._dying[life]
+        return buried
+
+    def next_check(self) -> float:
+        """When reap() is next worth calling (monotonic)."""
+        return 0.0 if self._dying else self._next_check
+
+    def kill_all(self) -> None:
+        """The last resort of a supervisor that must end now."""
+        for process in self._processes.values():
+            process.signal(9)
+
+    def close(self) -> None:
+        self.guardian.close()
+
+    def _check(self, now: float) -> None:
+        """The backstop, once a second: deaths whose EOF somebody holds back, logs that grew, a dead guardian."""
+        for life, process in self._processes.items():
+            process.cap_log(self._settings.log_bytes)
+            if life not in self._dying and process.poll() is not None:
+                process.kill_group()  # whoever holds its pipes; the EOF follows
+                self._dying[life] = _Dying(now + LINGER_S, is_silent=False)
+        self.guardian.ensure()
+
+
+def _prune_logs(folder: Path) -> None:
+    """Keep the newest logs of earlier runs."""
+    logs = sorted(folder.glob("worker-*.log"), key=os.path.getmtime, reverse=True)
+    for log in logs[KEPT_LOGS:]:
+        log.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""What the pool wants done: the only way in which its decisions reach the world. Data only."""
+
+from dataclasses import dataclass
+
+from forgellm.errors import ForgeLLMError
+from forgellm.messages import Chunk, Command, EngineName, Prefill
+from forgellm.states import WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a worker process that imports this engine and waits for a Load."""
+
+    life: int
+    engine: EngineName
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    life: int
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send a signal to the process group of a life."""
+
+    life: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A load has ended well. `loading_time_s` counts from the load call."""
+
+    model: str
+    adapter_path: str | None
+    loading_time_s: float | None
+    already_loaded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unloaded:
+    """An unload has ended: every process of the model is gone. `freed_bytes` is what they were charged for."""
+
+    model: str | None
+    was_loaded: bool
+    freed_bytes: int
+    forced: bool
+
+
+News = Chunk | Prefill | Loaded | Unloaded | ForgeLLMError
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Give news to whoever waits under that id: a request's Generation, or the ticket of a load or an unload."""
+
+    to: str
+    news: News
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A worker moved from one state to another; for logs and watchers."""
+
+    worker: str
+    life: int
+    old: WorkerState
+    new: WorkerState
+    reason: str
+
+
+Effect = Spawn | Send | Signal | Deliver | Announce

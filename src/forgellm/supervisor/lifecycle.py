@@ -1,0 +1,274 @@
+"""How one worker slot lives: start, load, die, back off, give up, drain, stop. A part of the pure pool.
+
+Knows slots and the spare worker; knows no queues of requests and no tickets: the pool settles those after each move.
+"""
+
+import math
+import signal
+
+from forgellm.config import Settings
+from forgellm.errors import ForgeLLMError, WorkerDied, from_wire
+from forgellm.messages import (
+    Abort,
+    Bye,
+    EngineName,
+    Event,
+    Hello,
+    Imported,
+    Load,
+    LoadFailed,
+    Loading,
+    Memory,
+    Ready,
+    Unload,
+)
+from forgellm.states import HAS_PROCESS, WorkerState, check_move
+from forgellm.supervisor.effects import Announce, Send, Signal, Spawn
+from forgellm.supervisor.outbox import Outbox
+from forgellm.supervisor.restart import RestartPolicy
+from forgellm.supervisor.slots import LoadOrder, Slot, Spare
+
+_S = WorkerState
+SPARE_TRIES = 3
+
+
+class Lifecycle:
+    """All slots that have a process, the spare, and every move between states."""
+
+    def __init__(self, settings: Settings, out: Outbox) -> None:
+        self.slots: dict[int, Slot] = {}  # by life, while a process exists
+        self.spare: Spare | None = None
+        self._doomed: dict[int, float] = {}  # spares told to go: life -> when to kill them
+        self._spare_failures = 0
+        self._settings = settings
+        self._engine = _likely_engine(settings)
+        self._lives = 0
+        self._out = out
+        self._restart = RestartPolicy(
+            initial_s=settings.backoff_initial_s,
+            max_s=settings.backoff_max_s,
+            budget=settings.crash_budget,
+            window_s=settings.crash_window_s,
+        )
+
+    # Starting --------------------------------------------------------------------------------------------------------
+
+    def start(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
+        """Fill a slot with a process: the spare if it fits, else a new one. Its Load waits in its queue."""
+        self._engine = order.source.engine
+        slot.begin_life()
+        if self.spare and self.spare.engine == self._engine:
+            spare, self.spare = self.spare, None
+            slot.life, slot.pid, slot.is_imported = spare.life, spare.pid, spare.is_imported
+        else:
+            slot.life = self._spawn()
+        self.slots[slot.life] = slot
+        timeout_s = self._settings.import_timeout_s if slot.pid else self._settings.hello_timeout_s
+        self._move(slot, _S.STARTING, now, reason, now + timeout_s)
+        if slot.is_imported:
+            self._move(slot, _S.LOADING, now, reason, now + self._settings.load_timeout_s)
+        self._out.do(Send(slot.life, Load(order.source, order.options)))
+
+    def restart(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
+        """Start at a user's word: whatever went wrong before is forgotten."""
+        slot.was_ready = slot.spawn_retried = False
+        slot.crashes.clear()
+        self._spare_failures = 0
+        self.start(slot, order, now, reason)
+
+    def half_open(self, slot: Slot, order: LoadOrder, now: float) -> None:
+        """A failed replica that used to serve gets one more try when it is wanted again, a while later."""
+        if slot.state is _S.FAILED and slot.was_ready and now - slot.since >= self._settings.backoff_max_s:
+            self.start(slot, order, now, "tried again after failing")
+
+    def event(self, slot: Slot, event: Event, now: float) -> bool:
+        """Take in what a worker says of itself. Returns whether the slot became ready."""
+        match event:
+            case Hello(pid):
+                slot.pid = pid
+                if slot.state is _S.STARTING:
+                    slot.deadline = now + self._settings.import_timeout_s
+            case Imported() if slot.state is _S.STARTING:
+                slot.is_imported = True
+                self._move(slot, _S.LOADING, now, slot.reason, now + self._settings.load_timeout_s)
+            case Loading(progress, stage):
+                slot.progress, slot.stage = progress, stage
+            case Ready() if slot.state is _S.LOADING:
+                slot.mlx_active_bytes, slot.mlx_cache_bytes = event.mlx_active_bytes, event.mlx_cache_bytes
+                slot.progress, slot.stage, slot.was_ready, slot.failure = 1.0, "", True, None
+                self._move(slot, _S.READY, now, slot.reason)
+                return True
+            case LoadFailed(code, message):
+                slot.failure = from_wire(code, message)
+                slot.deadline = now + self._settings.term_timeout_s  # it exits by itself; if not, it is killed
+            case Memory(active, cache):
+                slot.mlx_active_bytes, slot.mlx_cache_bytes = active, cache
+            case Bye():
+                slot.said_bye = True
+            case _:
+                pass  # Ready or Imported from a worker that is being stopped
+        return False
+
+    # Dying -----------------------------------------------------------------------------------------------------------
+
+    def exited(self, slot: Slot, order: LoadOrder, words: str, now: float) -> None:
+        """The slot's process is gone: stopped as asked, or to be tried again, or given up."""
+        del self.slots[slot.life]
+        slot.end_life()
+        if slot.state is _S.DRAINING:
+            self._move(slot, _S.STOPPING, now, slot.reason)
+        if slot.state is _S.STOPPING:
+            self._move(slot, _S.STOPPED, now, slot.reason)
+        elif slot.failure is not None and not (slot.was_ready and isinstance(slot.failure, WorkerDied)):
+            self._give_up(slot, slot.failure, now)
+        elif slot.was_ready:
+            self._crashed(slot, order, words, now)
+        elif slot.state is _S.STARTING and not slot.is_imported and not slot.spawn_retried:
+            slot.spawn_retried = True  # once, silently: something outside killed it before it could say a word
+            self._move(slot, _S.BACKOFF, now, words)
+            self.start(slot, order, now, "died at its start; tried once more")
+        else:
+            doing = "loading" if slot.state is _S.LOADING else "starting"
+            self._give_up(slot, WorkerDied(f"{words}, while {doing}"), now)
+
+    def _crashed(self, slot: Slot, order: LoadOrder, words: str, now: float) -> None:
+        slot.restarts += 1
+        slot.crashes = [*self._restart.recent(slot.crashes, now), now]
+        delay_s = self._restart.delay_s(slot.crashes)
+        if delay_s is None:
+            deaths = f"{len(slot.crashes)} deaths in {self._settings.crash_window_s:g} s; the last: {words}"
+            self._move(slot, _S.BACKOFF, now, words)
+            self._give_up(slot, WorkerDied(deaths), now)
+            return
+        self._move(slot, _S.BACKOFF, now, words, now + delay_s)
+        if delay_s == 0:
+            self.start(slot, order, now, words)
+
+    def _give_up(self, slot: Slot, failure: ForgeLLMError, now: float) -> None:
+        slot.failure = failure
+        self._move(slot, _S.FAILED, now, failure.message)
+
+    # Stopping --------------------------------------------------------------------------------------------------------
+
+    def drain(self, slot: Slot, now: float, reason: str, *, force: bool) -> None:
+        """Let what runs finish, or end it now if `force`; then climb the stop ladder."""
+        if slot.state in {_S.READY, _S.DRAINING} and slot.requests:
+            if force:
+                self._abort_all(slot)
+            timeout_s = self._settings.unload_timeout_s if force else self._settings.drain_timeout_s
+            if slot.state is _S.READY:
+                self._move(slot, _S.DRAINING, now, reason, now + timeout_s)
+            elif force:
+                slot.deadline = now + timeout_s
+        elif slot.state in HAS_PROCESS and slot.state is not _S.STOPPING:
+            self.stop(slot, now, reason)
+        elif slot.state in {_S.BACKOFF, _S.FAILED}:
+            self._move(slot, _S.STOPPED, now, reason)
+
+    def stop(self, slot: Slot, now: float, reason: str) -> None:
+        """The ladder's first rung: ask. A worker that still loads cannot hear, and holds nothing worth asking for."""
+        can_hear = slot.state in {_S.READY, _S.DRAINING}
+        timeout_s = self._settings.unload_timeout_s if can_hear else self._settings.term_timeout_s
+        self._move(slot, _S.STOPPING, now, reason, now + timeout_s)
+        slot.is_termed = not can_hear
+        self._out.do(Send(slot.life, Unload()) if can_hear else Signal(slot.life, signal.SIGTERM))
+
+    def overdue(self, slot: Slot, order: LoadOrder, now: float) -> None:
+        """The slot's deadline has come: the next rung, the next try, or the end of one that never answered."""
+        match slot.state:
+            case _S.BACKOFF:
+                self.start(slot, order, now, slot.reason)
+            case _S.DRAINING:
+                self._abort_all(slot)
+                self.stop(slot, now, slot.reason)
+            case _S.STOPPING if not slot.is_termed:
+                slot.is_termed = True
+                slot.deadline = now + self._settings.term_timeout_s
+                self._out.do(Signal(slot.life, signal.SIGTERM))
+            case _:
+                if slot.failure is None and (slot.pid is not None or slot.spawn_retried):
+                    doing = "loading" if slot.state is _S.LOADING else "starting"
+                    slot.failure = WorkerDied(f"the worker took too long at {doing} and was killed")
+                self.kill(slot, now)
+
+    def kill(self, slot: Slot, now: float) -> None:
+        """SIGKILL, and again after a while should it be needed (a process in uninterruptible sleep)."""
+        slot.is_killed = True
+        slot.deadline = now + self._settings.term_timeout_s
+        self._out.do(Signal(slot.life, signal.SIGKILL))
+
+    def _abort_all(self, slot: Slot) -> None:
+        for request_id in sorted(slot.requests):
+            self._out.do(Send(slot.life, Abort(request_id)))
+
+    # The spare -------------------------------------------------------------------------------------------------------
+
+    def ensure_spare(self, now: float) -> None:
+        """Keep one worker imported and waiting, except while another one starts: that one needs the machine more."""
+        is_busy = any(slot.state in {_S.STARTING, _S.LOADING} for slot in self.slots.values())
+        if self._settings.spare and not (self.spare or is_busy or self._spare_failures >= SPARE_TRIES):
+            self.spare = Spare(self._spawn(), self._engine, deadline=now + self._settings.hello_timeout_s)
+
+    def spare_event(self, spare: Spare, event: Event, now: float) -> None:
+        match event:
+            case Hello(pid):
+                spare.pid = pid
+                spare.deadline = now + self._settings.import_timeout_s
+            case Imported():
+                spare.is_imported = True
+                spare.deadline = math.inf
+                self._spare_failures = 0
+            case _:
+                pass  # an import error; its exit follows
+
+    def spare_exited(self, life: int) -> bool:
+        """Whether that life was the spare, or a dismissed one."""
+        if self._doomed.pop(life, None) is not None:
+            return True
+        if self.spare is None or self.spare.life != life:
+            return False
+        self.spare = None
+        self._spare_failures += 1
+        return True
+
+    def dismiss_spare(self, now: float) -> None:
+        if self.spare:
+            self._doomed[self.spare.life] = now + self._settings.term_timeout_s
+            self._out.do(Signal(self.spare.life, signal.SIGTERM))
+            self.spare = None
+
+    def tick_spares(self, now: float) -> None:
+        """SIGKILL for a spare that never said hello, or does not go."""
+        for life, kill_at in self._doomed.items():
+            if now >= kill_at:
+                self._doomed[life] = now + self._settings.term_timeout_s
+                self._out.do(Signal(life, signal.SIGKILL))
+        if self.spare and now >= self.spare.deadline:
+            self.spare.deadline = now + self._settings.term_timeout_s
+            self._out.do(Signal(self.spare.life, signal.SIGKILL))
+
+    def spare_deadline(self) -> float:
+        """When tick_spares() is next worth calling; infinite if never."""
+        return min([*self._doomed.values(), self.spare.deadline if self.spare else math.inf])
+
+    @property
+    def has_processes(self) -> bool:
+        return bool(self.slots or self.spare or self._doomed)
+
+    # Small parts -----------------------------------------------------------------------------------------------------
+
+    def _spawn(self) -> int:
+        self._lives += 1
+        self._out.do(Spawn(self._lives, self._engine))
+        return self._lives
+
+    def _move(self, slot: Slot, new: WorkerState, now: float, reason: str, deadline: float | None = None) -> None:
+        old, slot.state = slot.state, check_move(slot.state, new)
+        slot.since, slot.reason, slot.deadline = now, reason, deadline
+        self._out.do(Announce(slot.name, slot.life, old, new, reason))
+
+
+def _likely_engine(settings: Settings) -> EngineName:
+    """The first spare is spawned before the first load: prepare what the configured models will ask for."""
+    sources = [model.source for model in settings.models.values()]
+    return "echo" if sources and all(source == "echo" for source in sources) else "mlx"

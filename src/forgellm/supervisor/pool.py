@@ -1,0 +1,355 @@
+"""The decision about all models, workers and requests. Pure: an event and the time go in, effects come out.
+
+Nothing else in the program decides anything. Must not read a clock, start a thread, touch a process or a queue, or log.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from forgellm.config import Settings
+from forgellm.errors import (
+    ForgeLLMError,
+    ModelFailed,
+    ModelNotLoaded,
+    ModelUnloading,
+    QueueFull,
+    QueueTimeout,
+    ShuttingDown,
+    WorkerDied,
+    from_wire,
+)
+from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, Usage
+from forgellm.states import WorkerState
+from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
+from forgellm.supervisor.lifecycle import Lifecycle
+from forgellm.supervisor.outbox import Outbox
+from forgellm.supervisor.picture import picture
+from forgellm.supervisor.slots import Asked, LoadOrder, Model, Slot
+from forgellm.supervisor.status import PoolStatus
+
+_S = WorkerState
+RETRY_AFTER_S = 1.0
+
+
+class Pool:
+    """Every public method but status() takes the time and returns the effects to carry out, in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._out = Outbox()
+        self._life = Lifecycle(settings, self._out)
+        self._models: dict[str, Model] = {}
+        self._asked: dict[str, Asked] = {}
+        self._current: str | None = None
+        self._is_stopping = False
+
+    # What users ask for ----------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> list[Effect]:
+        """Run a request on the least loaded ready worker of its model, or queue it, or refuse it."""
+        model = self._models.get(request.model)
+        if self._is_stopping:
+            self._out.deliver(request.request_id, _shutting_down())
+        elif model is None:
+            missing = ModelNotLoaded(f"the model {request.model} is not loaded; load it first", field="model")
+            self._out.deliver(request.request_id, missing)
+        elif refusal := self._refusal(model, now):
+            self._out.deliver(request.request_id, refusal)
+        else:
+            model.last_used = now
+            model.queue.append(request)
+            self._asked[request.request_id] = Asked(request, queued_at=now)
+            self._dispatch(model)
+        return self._out.take()
+
+    def abort(self, request_id: str, now: float) -> list[Effect]:
+        """End a request early. A queued one ends here, a running one with its worker's last chunk."""
+        asked = self._asked.get(request_id)
+        if asked is not None and asked.life:
+            self._out.do(Send(asked.life, Abort(request_id)))
+        elif asked is not None:
+            self._models[asked.request.model].queue.remove(asked.request)
+            del self._asked[request_id]
+            nothing = Usage(prompt_tokens=0, completion_tokens=0)
+            self._out.deliver(request_id, (request_id, "", (), None, "abort", nothing))
+        return self._out.take()
+
+    def load(self, order: LoadOrder, ticket: str, now: float) -> list[Effect]:
+        """Load a model, or join a load of the same one. Other files or options under the same name replace it.
+
+        The ticket gets Loaded, or an error, when every replica is ready or has failed."""
+        if self._is_stopping:
+            self._out.deliver(ticket, _shutting_down())
+            return self._out.take()
+        name = self._current = order.source.name
+        model = self._models.get(name)
+        if model is None:
+            self._begin(order, [ticket], now)
+        elif model.is_unloading or not model.order.same_model(order):
+            if model.next_order is not None and not model.next_order.same_model(order):
+                self._out.fail_all(model.next_tickets, ModelUnloading(f"a later load of {name} replaced this one"))
+            model.next_order = order
+            model.next_tickets.append(ticket)
+            self._stop_model(model, now, "replaced by another load", force=False)
+        elif len(model.slots) == order.replicas and all(slot.state is _S.READY for slot in model.slots):
+            model.order = order
+            self._out.deliver(ticket, _loaded(order, None, already=True))
+        else:
+            model.load_tickets.append(ticket)
+            self._fill(model, order, now)
+        return self._out.take()
+
+    def unload(self, name: str | None, ticket: str, now: float, *, force: bool = False) -> list[Effect]:
+        """Stop a model's workers (None: the current model's); running requests finish first unless `force`.
+
+        The ticket gets Unloaded when every process is gone."""
+        name = self._current if name is None else name
+        model = self._models.get(name) if name else None
+        if model is None:
+            self._out.deliver(ticket, Unloaded(model=name, was_loaded=False, freed_bytes=0, forced=False))
+        else:
+            self._cancel_next(model, ModelUnloading(f"{name} was unloaded before it was loaded"))
+            model.unload_tickets.append(ticket)
+            self._stop_model(model, now, "unloaded", force=force)
+        return self._out.take()
+
+    def stop(self, now: float) -> list[Effect]:
+        """End everything: requests are aborted, workers stop by the ladder, nothing new is taken."""
+        self._is_stopping = True
+        for model in list(self._models.values()):
+            self._cancel_next(model, _shutting_down())
+            self._stop_model(model, now, "shutting down", force=True)
+        self._life.dismiss_spare(now)
+        return self._out.take()
+
+    # What the world reports ------------------------------------------------------------------------------------------
+
+    def receive(self, life: int, event: Event, now: float) -> list[Effect]:
+        """An event from a worker. One from a life that no slot holds any more is dropped."""
+        slot = self._life.slots.get(life)
+        spare = self._life.spare
+        if slot is None:
+            if spare and spare.life == life:
+                self._life.spare_event(spare, event, now)
+        elif isinstance(event, tuple):
+            for chunk in event:
+                self._chunk(slot, chunk, now)
+        elif isinstance(event, Prefill):
+            if event.request_id in slot.requests:
+                self._out.deliver(event.request_id, event)
+        elif isinstance(event, RequestFailed):
+            if event.request_id in slot.requests:
+                self._out.deliver(event.request_id, from_wire(event.code, event.message, event.field))
+                self._ended(slot, event.request_id, now)
+        elif self._life.event(slot, event, now):
+            model = self._models[slot.model]
+            model.info = event.info if isinstance(event, Ready) else model.info
+            self._settle(model, now)
+        return self._out.take()
+
+    def exited(self, life: int, words: str, now: float) -> list[Effect]:
+        """A process is gone; `words` say how, for people."""
+        slot = self._life.slots.get(life)
+        if slot is not None:
+            model = self._models[slot.model]
+            if slot.state in {_S.STOPPING, _S.DRAINING}:
+                model.freed_bytes += slot.footprint_bytes
+            died = WorkerDied(f"{words}, and this request was running on it", retry_after_s=RETRY_AFTER_S)
+            for request_id in sorted(slot.requests):
+                del self._asked[request_id]
+                self._out.deliver(request_id, died)
+            slot.requests.clear()
+            self._life.exited(slot, model.order, words, now)
+            self._settle(model, now)
+        elif self._life.spare_exited(life):
+            self._ensure_spare(now)
+        return self._out.take()
+
+    def memory(self, footprints: Mapping[int, int]) -> None:
+        """What the system charges each life for, in bytes."""
+        for life, footprint in footprints.items():
+            if life in self._life.slots:
+                self._life.slots[life].footprint_bytes = footprint
+
+    # Time ------------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what has become due: timeouts, the stop ladder, respawns, queues, idle models, the spare."""
+        for model in list(self._models.values()):
+            for slot in list(model.slots):
+                if slot.deadline is not None and now >= slot.deadline:
+                    self._life.overdue(slot, model.order, now)
+            while model.queue and now >= self._queue_deadline(model):
+                request = model.queue.popleft()
+                del self._asked[request.request_id]
+                waited = f"waited {self._settings.queue_timeout_s:g} s in the queue of {model.name}; try again later"
+                self._out.deliver(request.request_id, QueueTimeout(waited, retry_after_s=RETRY_AFTER_S))
+            if now >= _idle_deadline(model):
+                self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
+        self._life.tick_spares(now)
+        self._ensure_spare(now)
+        return self._out.take()
+
+    def deadline(self) -> float:
+        """When tick() is next worth calling; infinite if not before the next event."""
+        return min(self._deadlines())
+
+    def _deadlines(self) -> Iterator[float]:
+        yield self._life.spare_deadline()
+        for model in self._models.values():
+            yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
+            yield self._queue_deadline(model)
+            yield _idle_deadline(model)
+
+    def _queue_deadline(self, model: Model) -> float:
+        if not model.queue:
+            return math.inf
+        return self._asked[model.queue[0].request_id].queued_at + self._settings.queue_timeout_s
+
+    # The picture -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> PoolStatus:
+        """An immutable picture of everything."""
+        return picture(self._current, self._models.values(), self._life.spare, self._is_stopping)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether stop() was called and no process is left."""
+        return self._is_stopping and not self._life.has_processes
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def _refusal(self, model: Model, now: float) -> ForgeLLMError | None:
+        """Why a request for this model cannot even wait, or None."""
+        if model.is_unloading:
+            return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
+        if not model.will_serve():
+            for slot in model.slots:
+                self._life.half_open(slot, model.order, now)
+        if not model.will_serve():
+            slot = model.slots[0]
+            retry_after_s = max(RETRY_AFTER_S, slot.since + self._settings.backoff_max_s - now)
+            return ModelFailed(f"{model.name} has failed: {slot.reason}", retry_after_s=retry_after_s)
+        if len(model.queue) >= self._settings.max_queue:
+            full = f"{len(model.queue)} requests wait for {model.name} already; try again later"
+            return QueueFull(full, retry_after_s=RETRY_AFTER_S)
+        return None
+
+    def _dispatch(self, model: Model) -> None:
+        """Send queued requests to ready workers with a free place, each time to the least loaded one."""
+        limit = model.order.options.max_batch
+        while model.queue:
+            free = [slot for slot in model.slots if slot.state is _S.READY and len(slot.requests) < limit]
+            if not free:
+                return
+            slot = min(free, key=lambda slot: len(slot.requests))
+            request = model.queue.popleft()
+            self._asked[request.request_id].life = slot.life
+            slot.requests.add(request.request_id)
+            self._out.do(Send(slot.life, Generate(request)))
+
+    def _chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
+        request_id, finish_reason = chunk[0], chunk[4]
+        if request_id in slot.requests:
+            self._out.deliver(request_id, chunk)
+            if finish_reason is not None:
+                self._ended(slot, request_id, now)
+
+    def _ended(self, slot: Slot, request_id: str, now: float) -> None:
+        """A running request has ended: free its place."""
+        del self._asked[request_id]
+        slot.requests.discard(request_id)
+        model = self._models[slot.model]
+        model.last_used = now
+        if slot.state is _S.DRAINING and not slot.requests:
+            self._life.stop(slot, now, slot.reason)
+        self._dispatch(model)
+
+    def _refuse_queue(self, model: Model, error: ForgeLLMError) -> None:
+        while model.queue:
+            request = model.queue.popleft()
+            del self._asked[request.request_id]
+            self._out.deliver(request.request_id, error)
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self, order: LoadOrder, tickets: list[str], now: float) -> None:
+        model = self._models[order.source.name] = Model(order, ordered_at=now, last_used=now, load_tickets=tickets)
+        self._fill(model, order, now)
+
+    def _fill(self, model: Model, order: LoadOrder, now: float) -> None:
+        """Bring the model to what the order asks: as many slots, each of them started."""
+        model.order = order
+        while len(model.slots) < order.replicas:
+            model.slots.append(Slot(model.name, len(model.slots) + 1, since=now))
+        for slot in model.slots[: order.replicas]:
+            if slot.state in {_S.STOPPED, _S.FAILED, _S.BACKOFF}:
+                self._life.restart(slot, order, now, "load")
+        for slot in model.slots[order.replicas :]:
+            self._life.drain(slot, now, "one replica less", force=False)
+        self._settle(model, now)
+
+    def _stop_model(self, model: Model, now: float, reason: str, *, force: bool) -> None:
+        model.is_unloading = True
+        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
+        self._out.fail_all(model.load_tickets, leaving)
+        self._refuse_queue(model, leaving)
+        for slot in model.slots:
+            self._life.drain(slot, now, reason, force=force)
+        self._settle(model, now)
+
+    def _settle(self, model: Model, now: float) -> None:
+        """After moves: answer those who wait for a load or an unload, hand out or refuse the queue."""
+        model.slots = [s for s in model.slots if s.state is not _S.STOPPED or s.replica <= model.order.replicas]
+        if all(slot.state is _S.STOPPED for slot in model.slots):
+            self._gone(model, now)
+            return
+        wanted = model.slots[: model.order.replicas]
+        if not any(slot.state in {_S.STARTING, _S.LOADING, _S.BACKOFF} for slot in wanted):
+            failures = [slot.failure for slot in wanted if slot.failure is not None]
+            for ticket in model.load_tickets:
+                loaded = _loaded(model.order, now - model.ordered_at, already=False)
+                self._out.deliver(ticket, failures[0] if failures else loaded)
+            model.load_tickets.clear()
+        if not model.will_serve():
+            failed = ModelFailed(f"{model.name} has failed: {model.slots[0].reason}", retry_after_s=RETRY_AFTER_S)
+            self._refuse_queue(model, failed)
+        self._dispatch(model)
+        self._ensure_spare(now)
+
+    def _gone(self, model: Model, now: float) -> None:
+        """Every process of the model is gone: say so, and load what was ordered meanwhile."""
+        forced = any(slot.is_killed for slot in model.slots)
+        done = Unloaded(model=model.name, was_loaded=True, freed_bytes=model.freed_bytes, forced=forced)
+        for ticket in model.unload_tickets:
+            self._out.deliver(ticket, done)
+        del self._models[model.name]
+        if model.next_order is not None:
+            self._begin(model.next_order, model.next_tickets, now)
+        elif self._current == model.name:
+            self._current = None
+
+    def _cancel_next(self, model: Model, error: ForgeLLMError) -> None:
+        model.next_order = None
+        self._out.fail_all(model.next_tickets, error)
+
+    def _ensure_spare(self, now: float) -> None:
+        if not self._is_stopping:
+            self._life.ensure_spare(now)
+
+
+def _loaded(order: LoadOrder, loading_time_s: float | None, *, already: bool) -> Loaded:
+    adapter = order.source.adapter_path
+    return Loaded(model=order.source.name, adapter_path=adapter, loading_time_s=loading_time_s, already_loaded=already)
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the supervisor is shutting down")
+
+
+def _idle_deadline(model: Model) -> float:
+    """When a model that nobody uses is to be unloaded; infinite without a ttl, while pinned, loading or in use."""
+    is_idle = not model.queue and all(slot.state is _S.READY and not slot.requests for slot in model.slots)
+    if model.order.ttl_s is None or model.order.pin or not is_idle or model.is_unloading:
+        return math.inf
+    return model.last_used + model.order.ttl_s

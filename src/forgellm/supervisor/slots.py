@@ -1,0 +1,113 @@
+"""The pool's own records: models, their worker slots, the requests. Plain mutable data, private to the pool."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from forgellm.errors import ForgeLLMError
+from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request
+from forgellm.states import WILL_SERVE, WorkerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOrder:
+    """What a load asks for; equal orders ask for the same thing. Policy (ttl_s, pin, …) may change while loaded."""
+
+    source: ModelSource
+    options: EngineOptions
+    replicas: int = 1
+    ttl_s: float | None = None
+    pin: bool = False
+    system_prompt: str | None = None
+
+    def same_model(self, other: "LoadOrder") -> bool:
+        """Whether workers loaded for one order can serve the other."""
+        return (self.source, self.options) == (other.source, other.options)
+
+
+@dataclass(slots=True)
+class Slot:
+    """One replica's place: it outlives the processes (lives) that fill it. `life` is the last one."""
+
+    model: str
+    replica: int
+    since: float
+    state: WorkerState = WorkerState.STOPPED
+    reason: str = ""
+    life: int = 0
+    pid: int | None = None
+    is_imported: bool = False
+    progress: float = 0.0
+    stage: str = ""
+    restarts: int = 0
+    was_ready: bool = False
+    spawn_retried: bool = False
+    said_bye: bool = False
+    deadline: float | None = None  # of the current state
+    is_termed: bool = False  # SIGTERM was sent, SIGKILL is next
+    is_killed: bool = False
+    failure: ForgeLLMError | None = None
+    crashes: list[float] = field(default_factory=list)
+    requests: set[str] = field(default_factory=set)
+    mlx_active_bytes: int = 0
+    mlx_cache_bytes: int = 0
+    footprint_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.replica}"
+
+    def begin_life(self) -> None:
+        """Forget what belonged to the process before."""
+        self.pid, self.is_imported, self.said_bye, self.is_termed, self.is_killed = None, False, False, False, False
+        self.progress, self.stage, self.failure = 0.0, "starting", None
+
+    def end_life(self) -> None:
+        """Its process is gone, and with it all memory; how it failed, and whether it was killed, is kept."""
+        self.pid, self.progress, self.stage = None, 0.0, ""
+        self.mlx_active_bytes = self.mlx_cache_bytes = self.footprint_bytes = 0
+
+
+@dataclass(slots=True)
+class Model:
+    """One loaded model: its order, its slots, who waits for it."""
+
+    order: LoadOrder
+    ordered_at: float
+    last_used: float
+    slots: list[Slot] = field(default_factory=list)
+    queue: deque[Request] = field(default_factory=deque)
+    load_tickets: list[str] = field(default_factory=list)
+    unload_tickets: list[str] = field(default_factory=list)
+    next_order: LoadOrder | None = None  # to load once the present workers are gone
+    next_tickets: list[str] = field(default_factory=list)
+    is_unloading: bool = False
+    freed_bytes: int = 0
+    info: ModelInfo | None = None
+
+    @property
+    def name(self) -> str:
+        return self.order.source.name
+
+    def will_serve(self) -> bool:
+        """Whether some replica serves now, or is expected to without anybody asking."""
+        return any(slot.state in WILL_SERVE for slot in self.slots)
+
+
+@dataclass(slots=True)
+class Spare:
+    """A worker that has no model yet."""
+
+    life: int
+    engine: EngineName
+    deadline: float
+    pid: int | None = None
+    is_imported: bool = False
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that has not ended: queued (life 0) or running on a life."""
+
+    request: Request
+    life: int = 0
+    queued_at: float = 0.0

@@ -1,0 +1,379 @@
+"""The supervisor: one thread that waits for news, asks the pool, and carries out its effects. Decides nothing itself.
+
+The public methods may be called from any thread; they post to the thread's inbox and wait, with a deadline, for the
+answer. Must not import mlx, flask, or anything that does.
+"""
+
+import atexit
+import logging
+import queue
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from forgellm import catalog
+from forgellm.config import ModelConfig, Settings
+from forgellm.errors import ForgeLLMError, InvalidRequest, ModelLoading, ModelUnloading, ShuttingDown, StartupError
+from forgellm.messages import EngineOptions, Event, Prefill, Request, Sampling
+from forgellm.supervisor.channel import self_test
+from forgellm.supervisor.crew import REAP_S, Crew
+from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.generation import Generation
+from forgellm.supervisor.memory import Sampler, footprints
+from forgellm.supervisor.pool import Pool
+from forgellm.supervisor.process import CONTEXT, Lost
+from forgellm.supervisor.slots import LoadOrder
+from forgellm.supervisor.status import PoolStatus
+
+log = logging.getLogger("forgellm.supervisor")
+
+START_DEADLINE_S = 60.0
+BATCH = 256
+F32_SHARE = 0.5  # of the memory that is free now: what "auto" may spend on dequantised weights
+
+Call = Callable[[float], Iterable[Effect]]
+Item = Call | tuple[int, Event | Lost]
+
+
+class _Ticket:
+    """What a load or an unload waits on."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._news: Loaded | Unloaded | ForgeLLMError | None = None
+
+    def put(self, news: Loaded | Unloaded | ForgeLLMError) -> None:
+        self._news = news
+        self._done.set()
+
+    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | None:
+        """The outcome, or None if there is none in time. Raises the error if that is the outcome."""
+        self._done.wait(timeout_s)
+        if isinstance(self._news, ForgeLLMError):
+            raise self._news
+        return self._news
+
+
+class Supervisor:
+    """A pool of supervised workers. `with Supervisor() as pool: pool.load("smollm2"); …`"""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._pool = Pool(self.settings)
+        self._status = self._pool.status()
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._readers: dict[str, Callable[[], Generation | _Ticket | None]] = {}
+        self._crew: Crew | None = None
+        self._thread: threading.Thread | None = None
+        self._is_running = threading.Event()
+        self._has_ended = False
+        self._startup_error: BaseException | None = None
+
+    # Its own life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Test the channel, start the guardian and the spare. Raises StartupError (ChannelUnsafe …) if it cannot."""
+        if self._thread is not None:
+            raise StartupError("this Supervisor was started before; make a new one")
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+        atexit.register(self.stop)
+        self._is_running.wait(START_DEADLINE_S)
+        if self._startup_error is not None:
+            self._thread.join(START_DEADLINE_S)
+            raise self._startup_error
+        return self
+
+    def stop(self, *, timeout_s: float = 30.0) -> None:
+        """Abort what runs, unload everything, end every process; SIGKILL whatever is left after `timeout_s`."""
+        atexit.unregister(self.stop)
+        if self._thread is None or not self._thread.is_alive():
+            return
+        self._post(self._pool.stop)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() and self._crew:
+            self._crew.kill_all()
+            self._thread.join(5.0)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        model: str | None = None,
+        *,
+        adapter_path: str | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        context_length: int | None = None,
+        max_kv_size: int | None = None,
+        replicas: int | None = None,
+        ttl_s: float | None = None,
+        pin: bool | None = None,
+        system_prompt: str | None = None,
+    ) -> Loaded:
+        """Load a model, and wait until it is ready unless `wait` is false. None keeps the config entry's value.
+
+        With only an adapter, its base model is found from the adapter's folder. Raises ModelNotFound, ModelError … at
+        once, for what the files show; later the load's own error; ModelLoading if `timeout_s` passes first, while the
+        load goes on."""
+        if model is None:
+            if adapter_path is None:
+                raise InvalidRequest("name a model to load, or an adapter", field="model_name")
+            model = catalog.adapter_base(adapter_path)
+        config = self.settings.models.get(model) or ModelConfig(source=model)
+        source = catalog.resolve(model, self.settings, adapter_path=adapter_path)
+        order = LoadOrder(
+            source=source,
+            options=EngineOptions(
+                layout=config.layout or self.settings.layout,
+                memory_budget_bytes=int(psutil.virtual_memory().available * F32_SHARE),
+                context_length=context_length or config.context_length,
+                max_kv_size=max_kv_size or config.max_kv_size,
+                max_batch=self.settings.max_batch,
+                prefill_chunk_s=self.settings.prefill_chunk_s,
+                prefix_cache_bytes=self.settings.prefix_cache_bytes,
+                cache_dir=str(self.settings.cache_path),
+            ),
+            replicas=replicas or config.replicas,
+            ttl_s=config.ttl_s if ttl_s is None else ttl_s,
+            pin=config.pin if pin is None else pin,
+            system_prompt=config.system_prompt if system_prompt is None else system_prompt,
+        )
+        with self._ticket() as (ticket_id, ticket):
+            self._post(lambda now: self._pool.load(order, ticket_id, now))
+            if not wait:
+                adapter = source.adapter_path
+                return Loaded(model=source.name, adapter_path=adapter, loading_time_s=None, already_loaded=False)
+            outcome = ticket.wait(timeout_s)
+        if not isinstance(outcome, Loaded):
+            raise ModelLoading(f"{model} is not ready after {timeout_s:g} s; it goes on loading", retry_after_s=2.0)
+        return outcome
+
+    def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
+        """Unload a model (None: the current one) and return when its processes are gone and its memory is back.
+
+        Running requests finish first, for at most drain_timeout_s, unless `force`. Raises ModelUnloading if
+        `timeout_s` passes first, while the unload goes on."""
+        measured = footprints(self._crew.pids()) if self._crew else {}
+        with self._ticket() as (ticket_id, ticket):
+
+            def unload(now: float) -> list[Effect]:
+                self._pool.memory(measured)
+                return self._pool.unload(model, ticket_id, now, force=force)
+
+            self._post(unload)
+            outcome = ticket.wait(timeout_s)
+        if not isinstance(outcome, Unloaded):
+            raise ModelUnloading(f"{model} is not unloaded after {timeout_s:g} s; it goes on", retry_after_s=2.0)
+        return outcome
+
+    def status(self) -> PoolStatus:
+        """An immutable picture of everything, as of the last change. Never blocks."""
+        return self._status
+
+    def catalog(self) -> list[catalog.CatalogEntry]:
+        """What can be loaded by name."""
+        return catalog.entries(self.settings)
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Generation:
+        """Run a request. Raises nothing: every error arrives through the Generation."""
+        generation = Generation(request.request_id, request.model, self.abort)
+        self._readers[request.request_id] = weakref.ref(generation)
+        self._post(lambda now: self._pool.submit(request, now))
+        return generation
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        template: bool | None = None,
+        max_kv_size: int | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Ask a loaded model: a text, or chat turns ({"role", "content"}); `sampling` as in messages.Sampling.
+
+        `template` False gives a text to the model as it is, without its chat template. Raises InvalidRequest for a
+        parameter that does not exist or cannot be."""
+        try:
+            chosen = Sampling(**sampling)
+        except TypeError as error:
+            raise InvalidRequest(f"{error}; parameters are {', '.join(Sampling.__slots__)}") from error
+        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+        request = Request(
+            request_id=f"gen-{uuid.uuid4().hex}",
+            model=model,
+            messages=messages,
+            template=template,
+            max_kv_size=max_kv_size,
+            sampling=chosen,
+        )
+        return self.submit(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; unknown or ended ones are ignored."""
+        self._post(lambda now: self._pool.abort(request_id, now))
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        sampler: Sampler | None = None
+        try:
+            self_test_once()
+            self._crew = Crew(self.settings, on_event=lambda life, event: self._inbox.put((life, event)))
+            sampler = Sampler(self._crew.pids, lambda sizes: self._post(lambda now: self._measured(sizes)))
+            self._carry_out(self._pool.tick(time.monotonic()))
+            self._is_running.set()
+            while not self._pool.is_stopped:
+                self._turn(self._crew)
+        except BaseException as error:  # the thread's outermost edge: everybody who waits must hear of it
+            log.exception("the supervisor's thread has failed")
+            self._startup_error = error
+        finally:
+            self._has_ended = True
+            if sampler:
+                sampler.close()
+            if self._crew:
+                self._crew.kill_all()
+                self._crew.close()
+            self._fail_readers()
+            self._is_running.set()
+
+    def _turn(self, crew: Crew) -> None:
+        """Wait for news or the next deadline; ask the pool; act."""
+        now = time.monotonic()
+        wake_at = min(self._pool.deadline(), crew.next_check())
+        try:
+            item = self._inbox.get(timeout=max(wake_at - now, REAP_S))
+            for _ in range(BATCH):  # bounded: a flood of news must not hold off deadlines and deaths
+                self._handle(crew, item, time.monotonic())
+                item = self._inbox.get_nowait()
+            self._handle(crew, item, time.monotonic())
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        if now >= crew.next_check():
+            for life, words in crew.reap(now):
+                self._carry_out(self._pool.exited(life, words, now))
+        if now >= self._pool.deadline():
+            self._carry_out(self._pool.tick(now))
+
+    def _handle(self, crew: Crew, item: Item, now: float) -> None:
+        if not isinstance(item, tuple):
+            self._carry_out(item(now))
+        elif isinstance(item[1], Lost):
+            crew.lost(item[0], item[1], now)
+        else:
+            self._carry_out(self._pool.receive(item[0], item[1], now), is_step=isinstance(item[1], tuple))
+
+    def _carry_out(self, effects: Iterable[Effect], *, is_step: bool = False) -> None:
+        """Show the new picture first, so that whoever is told something finds it there."""
+        effects = list(effects)
+        if not is_step or any(not isinstance(e, Deliver) or _is_last(e) for e in effects):
+            self._status = self._pool.status()
+        for effect in effects:
+            match effect:
+                case Deliver(to, news):
+                    self._deliver(to, news)
+                case Send(life, command):
+                    self._the_crew.send(life, command)
+                case Signal(life, number):
+                    self._the_crew.signal(life, number)
+                case Spawn(life, engine):
+                    self._spawn(life, engine)
+                case Announce(worker, life, old, new, reason):
+                    log.info("%s (life %d): %s -> %s (%s)", worker, life, old, new, reason)
+
+    @property
+    def _the_crew(self) -> Crew:
+        if self._crew is None:
+            raise StartupError("the supervisor is not running")
+        return self._crew
+
+    def _spawn(self, life: int, engine: Any) -> None:
+        try:
+            self._the_crew.spawn(life, engine)
+        except OSError as error:
+            words = f"no process could be started: {error}"
+            self._post(lambda now: self._pool.exited(life, words, now))
+
+    def _measured(self, sizes: dict[int, int]) -> list[Effect]:
+        self._pool.memory(sizes)
+        return []
+
+    # Answers ---------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, to: str, news: Any) -> None:
+        reader = self._readers.get(to, lambda: None)()
+        is_end = not isinstance(news, tuple | Prefill) or (isinstance(news, tuple) and news[4] is not None)
+        if is_end:
+            self._readers.pop(to, None)
+        if isinstance(reader, _Ticket):
+            reader.put(news)
+        elif isinstance(reader, Generation):
+            if isinstance(news, tuple):
+                reader.put(news)
+            elif isinstance(news, Prefill):
+                reader.prefill = (news.done, news.total)
+            else:
+                reader.fail(news)
+
+    def _ticket(self) -> "_TicketScope":
+        return _TicketScope(self._readers)
+
+    def _post(self, item: Item) -> None:
+        self._inbox.put(item)
+        if self._thread is None or self._has_ended:
+            self._fail_readers()
+
+    def _fail_readers(self) -> None:
+        """Nobody will answer any more: say so to all who wait."""
+        for to in list(self._readers):
+            self._deliver(to, ShuttingDown("the supervisor is not running"))
+
+
+class _TicketScope:
+    """A ticket that is known under its id while somebody waits for it."""
+
+    def __init__(self, readers: dict[str, Callable[[], Generation | _Ticket | None]]) -> None:
+        self._readers = readers
+        self._id = uuid.uuid4().hex
+        self._ticket = _Ticket()
+
+    def __enter__(self) -> tuple[str, _Ticket]:
+        self._readers[self._id] = lambda: self._ticket
+        return self._id, self._ticket
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._readers.pop(self._id, None)
+
+
+def _is_last(effect: Deliver) -> bool:
+    return not isinstance(effect.news, tuple) or effect.news[4] is not None
+
+
+_tested = threading.Lock()
+_test_result_s: float | None = None
+
+
+def self_test_once() -> float:
+    """channel.self_test(), once per process. Raises ChannelUnsafe."""
+    global _test_result_s  # noqa: PLW0603 - one fact about this interpreter
+    with _tested:
+        if _test_result_s is None:
+            _test_result_s = self_test(CONTEXT)
+        return _test_result_s

@@ -1,0 +1,214 @@
+"""An engine without a model: it says the prompt back, word by word. For lifecycle tests and demos, never for claims.
+
+Its knobs (ModelSource.options) make every fault a supervisor must survive. It samples nothing: of a request's sampling
+only `max_tokens` matters here.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from forgellm.errors import ConfigError, InvalidRequest, from_wire
+from forgellm.messages import (
+    Chunk,
+    EngineOptions,
+    FinishReason,
+    ModelInfo,
+    ModelSource,
+    Prefill,
+    Request,
+    RequestFailed,
+    Usage,
+)
+from forgellm.worker.engine import Progress, StepResult
+
+LOAD_TICKS = 10
+
+
+class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`options` of an echo model. Times in seconds; 0 or None: off."""
+
+    text: str | None = None  # the answer; None: the prompt itself
+    tokens_per_s: float = 0.0  # per request; 0: flat out
+    prefill_s: float = 0.0  # from joining to the first token, with progress reported
+    load_s: float = 0.0
+    load_error: str | None = None  # "code: message"
+    die_in_load: str | None = None  # a signal's name
+    allocate_bytes: int = 0  # held from load until the process ends
+    crash_at_token: int | None = None  # of any request: the worker kills itself just before it
+    crash_signal: str = "SIGKILL"
+    crash_if_prompt_has: str | None = None  # kills itself when such a request joins
+    fail_at_token: int | None = None  # that request fails, the worker lives
+    print_at_load: str | None = None  # to the worker's stderr, flushed
+    ignore_unload: bool = False
+    ignore_sigterm: bool = False
+
+
+class _Running:
+    """One request that is being echoed."""
+
+    def __init__(self, request: Request, words: list[str], prompt_tokens: int, now: float, prefill_s: float) -> None:
+        self.request = request
+        self.words = words
+        self.prompt_tokens = prompt_tokens
+        self.joined = now
+        self.due = now + prefill_s
+        self.first: float | None = None
+        self.sent = 0
+        self.is_aborted = False
+
+    def usage(self, now: float) -> Usage:
+        first = self.first or now
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.sent,
+            prefill_s=first - self.joined,
+            decode_s=now - first,
+        )
+
+
+class EchoEngine:
+    """The Engine protocol without mlx. A token is a word with the space before it; its id is its place."""
+
+    def __init__(self) -> None:
+        self._knobs = Knobs()
+        self._running: dict[str, _Running] = {}
+        self._held = b""
+        self._max_batch = 0
+
+    def load(self, source: ModelSource, options: EngineOptions, progress: Progress) -> ModelInfo:
+        self._knobs = _knobs(source.options)
+        self._max_batch = options.max_batch
+        if self._knobs.print_at_load:
+            os.write(2, self._knobs.print_at_load.encode() + b"\n")
+        if self._knobs.ignore_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._knobs.allocate_bytes:
+            self._held = os.urandom(1 << 10) * (self._knobs.allocate_bytes >> 10)
+        for tick in range(LOAD_TICKS):
+            progress(tick / LOAD_TICKS, "reading weights")
+            time.sleep(self._knobs.load_s / LOAD_TICKS)
+            if self._knobs.die_in_load and tick == LOAD_TICKS // 2:
+                _die(self._knobs.die_in_load)
+        if self._knobs.load_error:
+            code, _, message = self._knobs.load_error.partition(": ")
+            raise from_wire(code, message)
+        return ModelInfo(
+            context_length=options.context_length or 1 << 20,
+            vocab_size=0,
+            has_chat_template=True,
+            parameters=0,
+            quantization="none",
+            layout="none",
+            blas="none",
+            device="echo",
+            load_s=self._knobs.load_s,
+        )
+
+    def add(self, request: Request) -> None:
+        prompt = _prompt(request)
+        knobs = self._knobs
+        if knobs.crash_if_prompt_has and knobs.crash_if_prompt_has in prompt:
+            _die(knobs.crash_signal)
+        text = prompt if knobs.text is None else knobs.text
+        now = time.monotonic()
+        self._running[request.request_id] = _Running(request, _tokens(text), len(prompt.split()), now, knobs.prefill_s)
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._running:
+            self._running[request_id].is_aborted = True
+
+    def has_work(self) -> bool:
+        return bool(self._running)
+
+    def step(self) -> StepResult:
+        """One token for every request that is due; sleeps, at most 50 ms, when none is."""
+        chunks: list[Chunk] = []
+        news: list[Prefill | RequestFailed] = []
+        now = time.monotonic()
+        for request_id, running in list(self._running.items()):
+            if running.is_aborted:
+                chunks.append(self._finish(running, "abort", now))
+            elif running.due <= now:
+                self._advance(request_id, running, now, chunks, news)
+            elif running.first is None:
+                done = int(running.prompt_tokens * (now - running.joined) / self._knobs.prefill_s)
+                news.append(Prefill(request_id, min(done, running.prompt_tokens), running.prompt_tokens))
+        if not chunks:
+            wait_s = min((r.due for r in self._running.values()), default=now) - time.monotonic()
+            time.sleep(max(0.0, min(wait_s, 0.05)))
+        return tuple(chunks), tuple(news)
+
+    def memory(self) -> tuple[int, int]:
+        return len(self._held), 0
+
+    def close(self) -> None:
+        while self._knobs.ignore_unload:
+            time.sleep(1)
+
+    def _advance(
+        self,
+        request_id: str,
+        running: _Running,
+        now: float,
+        chunks: list[Chunk],
+        news: list[Prefill | RequestFailed],
+    ) -> None:
+        knobs = self._knobs
+        if running.first is None:
+            running.first = now
+        if running.sent == knobs.fail_at_token:
+            del self._running[request_id]
+            news.append(RequestFailed(request_id, "generation_failed", "the fault knob fail_at_token ended it"))
+            return
+        if running.sent == knobs.crash_at_token:
+            _die(knobs.crash_signal)
+        max_tokens = running.request.sampling.max_tokens
+        if running.sent >= len(running.words):
+            chunks.append(self._finish(running, "stop", now))
+            return
+        word = running.words[running.sent]
+        running.sent += 1
+        running.due = running.due + 1 / knobs.tokens_per_s if knobs.tokens_per_s else now
+        if running.sent == max_tokens < len(running.words):
+            chunks.append(self._finish(running, "length", now, word))
+        elif running.sent == len(running.words):
+            chunks.append(self._finish(running, "stop", now, word))
+        else:
+            chunks.append((request_id, word, (running.sent - 1,), None, None, None))
+
+    def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:
+        request_id = running.request.request_id
+        del self._running[request_id]
+        return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now)
+
+
+def _knobs(options: Mapping[str, Any]) -> Knobs:
+    try:
+        return msgspec.convert(dict(options), Knobs)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options of the echo engine: {error}") from error
+
+
+def _prompt(request: Request) -> str:
+    if request.messages is not None:
+        text = str(request.messages[-1]["content"]) if request.messages else ""
+    else:
+        text = request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt or ()))
+    if not text.strip():
+        raise InvalidRequest("the prompt is empty; give at least one word", field="prompt")
+    return text
+
+
+def _tokens(text: str) -> list[str]:
+    words = text.split(" ")
+    return [word if place == 0 else f" {word}" for place, word in enumerate(words)]
+
+
+def _die(signal_name: str) -> None:
+    os.kill(os.getpid(), signal.Signals[signal_name])
+    time.sleep(60)  # the signal ends the process before this does

@@ -1,0 +1,230 @@
+"""A worker's life: bootstrap, the loop of commands and steps, and the exit codes. Knows no model and no supervisor.
+
+Runs in a process of its own. The engine owns the main thread (mlx streams are thread-local); one more thread reads
+commands, so that the end of the supervisor is noticed even while the main thread computes.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from enum import IntEnum
+from multiprocessing.queues import Queue, SimpleQueue
+from pathlib import Path
+from typing import assert_never
+
+from forgellm.errors import ForgeLLMError
+from forgellm.messages import (
+    Abort,
+    Bye,
+    Command,
+    EngineName,
+    Event,
+    Generate,
+    Hello,
+    Imported,
+    Load,
+    LoadFailed,
+    Loading,
+    Memory,
+    Ready,
+    RequestFailed,
+    Unload,
+)
+from forgellm.worker.engine import Engine
+
+MEMORY_REPORT_S = 1.0
+
+
+class ExitCode(IntEnum):
+    """How a worker ends by itself. A signal (negative code) or any other number is a crash."""
+
+    OK = 0
+    IMPORT_FAILED = 64
+    LOAD_FAILED = 65
+    ORPHANED = 66
+    BAD_COMMAND = 67
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """All that a worker is told before its first command; small, because it travels in the start pipe."""
+
+    life: int
+    engine: EngineName
+    supervisor_pid: int
+    log_path: str
+    cache_dir: str
+    fast_blas: bool
+
+
+def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]") -> None:
+    """The target of the process. Never returns: leaves through os._exit, so that no library's exit hook can hang."""
+    code: int = ExitCode.IMPORT_FAILED
+    try:
+        _detach(boot)
+        down._writer.close()  # type: ignore[attr-defined]  # only then is the supervisor's death an EOF here
+        up._reader.close()  # type: ignore[attr-defined]
+        up.put(Hello(os.getpid()))
+        commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        threading.Thread(target=_read_commands, args=(down, commands), name="commands", daemon=True).start()
+        engine = _import_engine(boot, up)
+        code = _Loop(engine, commands, up).run() if engine else code
+    except BaseException:  # noqa: BLE001 - the outermost edge: the log gets the reason, the supervisor an exit code
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _detach(boot: Boot) -> None:
+    """Own session, own log, no stdin, nothing inheritable; die with the supervisor where the system offers it."""
+    os.setsid()
+    _die_with(boot.supervisor_pid)
+    log = os.open(boot.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # a model's own code would ask "run it? [y/N]" here
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.close(null)
+    for entry in Path("/dev/fd").iterdir():  # a grandchild must not hold our pipes open after our death
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
+            os.set_inheritable(int(entry.name), int(entry.name) <= 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the supervisor's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends even a thread that is deep in native code
+    faulthandler.enable(file=sys.__stderr__ or 2)
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def _die_with(supervisor_pid: int) -> None:
+    """Ask Linux for SIGKILL when the supervisor's starting thread ends; elsewhere the guardian does it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != supervisor_pid:  # it died before we could ask
+        os._exit(ExitCode.ORPHANED)
+
+
+def _read_commands(down: "Queue[Command]", commands: "queue.SimpleQueue[Command]") -> None:
+    while True:
+        try:
+            commands.put(down.get())
+        except (EOFError, OSError):
+            os._exit(ExitCode.ORPHANED)
+        except Exception:  # noqa: BLE001 - unpickling can raise anything; a worker that misses commands must not live
+            traceback.print_exc()
+            os._exit(ExitCode.BAD_COMMAND)
+
+
+def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
+    started = time.monotonic()
+    try:
+        if boot.engine == "echo":
+            from forgellm.worker.echo import EchoEngine  # noqa: PLC0415 - a worker imports its own engine only
+
+            engine: Engine = EchoEngine()
+        else:
+            from forgellm.worker import blas  # noqa: PLC0415
+
+            # Must come before mlx is imported: the first library that defines cblas_* wins.
+            description = blas.activate(Path(boot.cache_dir), boot.fast_blas)
+            from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415
+
+            engine = MLXEngine(blas=description)
+    except Exception as error:  # noqa: BLE001 - a broken install raises anything; its text is what the user needs
+        traceback.print_exc()
+        up.put(LoadFailed("engine_unavailable", f"the {boot.engine} engine cannot be imported: {error}"))
+        return None
+    up.put(Imported(time.monotonic() - started))
+    return engine
+
+
+class _Loop:
+    """Commands in, events out, one step of the engine at a time."""
+
+    def __init__(self, engine: Engine, commands: "queue.SimpleQueue[Command]", up: "SimpleQueue[Event]") -> None:
+        self._engine = engine
+        self._commands = commands
+        self._up = up
+        self._is_loaded = False
+        self._memory = (0, 0)
+        self._next_report = 0.0
+
+    def run(self) -> ExitCode:
+        while True:
+            is_busy = self._engine.has_work()
+            try:
+                while True:
+                    command = self._commands.get(block=not is_busy, timeout=MEMORY_REPORT_S)
+                    code = self._obey(command)
+                    if code is not None:
+                        return code
+                    is_busy = self._engine.has_work()
+            except queue.Empty:
+                pass
+            if self._engine.has_work():
+                chunks, news = self._engine.step()
+                for item in news:
+                    self._up.put(item)
+                if chunks:
+                    self._up.put(chunks)
+            self._report_memory()
+
+    def _obey(self, command: Command) -> ExitCode | None:
+        match command:
+            case Load():
+                return self._load(command)
+            case Generate(request):
+                try:
+                    self._engine.add(request)
+                except ForgeLLMError as error:
+                    self._up.put(RequestFailed(request.request_id, error.code, error.message, error.field))
+                except Exception as error:  # noqa: BLE001 - one request's failure must not end the others'
+                    traceback.print_exc()
+                    self._up.put(RequestFailed(request.request_id, "generation_failed", _describe(error)))
+            case Abort(request_id):
+                self._engine.abort(request_id)
+            case Unload():
+                self._engine.close()
+                self._up.put(Bye())
+                return ExitCode.OK
+            case _:
+                assert_never(command)
+        return None
+
+    def _load(self, command: Load) -> ExitCode | None:
+        try:
+            info = self._engine.load(command.source, command.options, lambda p, s: self._up.put(Loading(p, s)))
+        except ForgeLLMError as error:
+            self._up.put(LoadFailed(error.code, error.message))
+            return ExitCode.LOAD_FAILED
+        except Exception as error:  # noqa: BLE001 - broken files raise anything; the text is what the user needs
+            traceback.print_exc()
+            self._up.put(LoadFailed("model_invalid", f"{command.source.name} cannot be loaded: {_describe(error)}"))
+            return ExitCode.LOAD_FAILED
+        self._is_loaded = True
+        self._up.put(Ready(info, *self._engine.memory()))
+        return None
+
+    def _report_memory(self) -> None:
+        now = time.monotonic()
+        if self._is_loaded and now >= self._next_report:
+            self._next_report = now + MEMORY_REPORT_S
+            memory = self._engine.memory()
+            if memory != self._memory:
+                self._memory = memory
+                self._up.put(Memory(*memory))
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
