@@ -1,0 +1,39 @@
+"""One process at a time in a piece of the cache folder: a lock file held with flock. Must not be used for anything long
+without a deadline."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forgellm.errors import Unavailable
+
+_POLL_S = 0.05
+
+
+@contextmanager
+def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock file `path` (made if missing, never removed: its inode is the lock) for the block.
+
+    The system frees it when the process dies, whatever the cause. Raises Unavailable after `timeout_s` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Unavailable(
+                        f"another process has held {path} for more than {timeout_s:.0f} s; try again when it is done",
+                        retry_after_s=10.0,
+                    ) from None
+                time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
