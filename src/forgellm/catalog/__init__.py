@@ -3,6 +3,7 @@
 Must not import mlx, mlx-lm, transformers or numpy: the supervisor asks here before a worker exists.
 """
 
+from forgellm.catalog.entries import CatalogEntry, entries
 from forgellm.catalog.resolve import adapter_base, resolve
 
-__all__ = ["adapter_base", "resolve"]
+__all__ = ["CatalogEntry", "adapter_base", "entries", "resolve"]

@@ -1,0 +1,92 @@
+"""Lists what could be loaded by name, for people to choose from. Reads names and sizes only, and checks nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from forgellm.catalog import demo, hub
+from forgellm.catalog.resolve import model_files, models_root
+from forgellm.config import Settings
+
+_TRAINED: tuple[Literal["cpt", "ift"], ...] = ("cpt", "ift")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """Something that can be loaded. `id` is what to load it by: as the model, or as the adapter if it holds only one.
+
+    kind: "base", or "cpt" and "ift" for what continued pre-training and instruction tuning put into those folders of
+    models_dir. `path` is absolute, None for what has no files yet. `size_bytes` is the sum of the tensor files, 0 when
+    unknown. source: where it was found.
+    """
+
+    id: str
+    name: str
+    path: str | None
+    kind: Literal["base", "cpt", "ift"]
+    size_bytes: int
+    source: Literal["config", "demo", "models_dir", "huggingface"]
+
+
+def entries(settings: Settings) -> list[CatalogEntry]:
+    """Config entries, the demo model, models_dir and the Hugging Face cache, by name; an earlier one hides a later one
+    of the same id, as in resolve."""
+    found = [*_configured(settings), _demo(settings), *_local(settings), *_cached()]
+    by_id: dict[str, CatalogEntry] = {}
+    for entry in found:
+        by_id.setdefault(entry.id, entry)
+    return sorted(by_id.values(), key=lambda entry: (entry.name.lower(), entry.id))
+
+
+def _configured(settings: Settings) -> list[CatalogEntry]:
+    listed = []
+    for name, config in settings.models.items():
+        path = Path(config.source).expanduser() if config.source.startswith(("/", "./", "~")) else None
+        size = _size(path) if path is not None else 0
+        listed.append(_entry(name, name, path, "base", size, "config"))
+    return listed
+
+
+def _demo(settings: Settings) -> CatalogEntry:
+    return _entry(demo.NAME, demo.NAME, demo.cached(settings.cache_path), "base", demo.GGUF_BYTES, "demo")
+
+
+def _local(settings: Settings) -> list[CatalogEntry]:
+    root = models_root(settings)
+    if root is None:
+        return []
+    trained = [path for kind in _TRAINED for path in sorted(root.glob(f"{kind}/*")) if path.is_dir()]
+    listed = []
+    for path in dict.fromkeys([*model_files(root), *trained]):
+        name = str(path.relative_to(root))
+        kind = next((kind for kind in _TRAINED if path.parent == root / kind), None)
+        listed.append(_entry(name, path.name if kind else name, path, kind or "base", _size(path), "models_dir"))
+    return listed
+
+
+def _cached() -> list[CatalogEntry]:
+    repositories = hub.repositories().items()
+    return [_entry(name, name, path, "base", _size(path), "huggingface") for name, path in repositories]
+
+
+def _entry(
+    entry_id: str,
+    name: str,
+    path: Path | None,
+    kind: Literal["base", "cpt", "ift"],
+    size_bytes: int,
+    source: Literal["config", "demo", "models_dir", "huggingface"],
+) -> CatalogEntry:
+    absolute = str(path.absolute()) if path is not None else None
+    return CatalogEntry(id=entry_id, name=name, path=absolute, kind=kind, size_bytes=size_bytes, source=source)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a GGUF file, or of the tensor files in a folder; 0 if it cannot be read."""
+    try:
+        if path.is_file():
+            return path.stat().st_size
+        files = [file for pattern in ("*.safetensors", "*.gguf") for file in path.glob(pattern)]
+        return sum(file.stat().st_size for file in files)
+    except OSError:
+        return 0
