@@ -1,7 +1,7 @@
 """mlx-lm in a bare process: BatchGenerator fed directly, token ids only. What everything is measured against.
 
-Run as `python -m benchmarks.bare FOLDER LAYOUT`: says "ready", then answers each line of JSON (prompts, tokens) on its
-standard input with one line of JSON (a Sample). It uses the BLAS and the weight layout of a ForgeLLM worker.
+Run as `python -m benchmarks.bare FOLDER LAYOUT CACHE`: says "ready", then answers each line of JSON (prompts,
+tokens) on its standard input with one line of JSON (a Sample). It uses the BLAS and the weight layout of a ForgeLLM worker.
 """
 
 import json
@@ -17,14 +17,15 @@ from benchmarks.measure import Sample
 class Bare:
     """The bare process, as a contender."""
 
-    def __init__(self, folder: Path, layout: str) -> None:
+    def __init__(self, folder: Path, layout: str, cache_dir: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bare", str(folder), layout],
+            [sys.executable, "-m", "benchmarks.bare", str(folder), layout, str(cache_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._process.stdout and self._process.stdin
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
         self._out, self._in = self._process.stdout, self._process.stdin
         if self._out.readline().strip() != "ready":
             raise RuntimeError("the bare process did not start")
@@ -58,3 +59,26 @@ def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Sampl
     wall_s = time.perf_counter() - started
     generator.close()
     return Sample(total, wall_s, tuple(first.values()))
+
+
+def main(folder: Path, layout: str, cache_dir: Path) -> None:
+    from forgellm.worker import blas
+
+    blas.activate(cache_dir, layout == "f32")  # before mlx is imported
+    import mlx.core as mx
+    from mlx_lm.utils import load
+
+    from forgellm.worker.layout import read_weights
+
+    model, tokenizer = load(str(folder), lazy=True)[:2]
+    on_cpu = mx.default_device() == mx.cpu
+    read_weights(model, "f32" if layout == "f32" else "native", on_cpu=on_cpu, progress=lambda _: None)
+    answer(model, tokenizer, ["Warm up."], 4)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        sample = answer(model, tokenizer, *json.loads(line))
+        print(json.dumps([sample.tokens, sample.wall_s, sample.first_token_s]), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -67,7 +67,7 @@ def _type(entry: dict[str, object]) -> str:
     name = {"array": "list", "boolean": "true or false"}.get(str(entry.get("type")), str(entry.get("type")))
     low, high = entry.get("minimum"), entry.get("maximum")
     if low is not None and high is not None:
-        return f"{name} {low:g}–{high:g}"  # type: ignore[str-format]
+        return f"{name} {low:g} to {high:g}"  # type: ignore[str-format]
     return name if low is None else f"{name} ≥ {low:g}"  # type: ignore[str-format]
 
 

@@ -1,0 +1,113 @@
+"""The tables that a run prints and the JSON it keeps. Computes nothing but ratios."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Sample, median
+
+PACKAGES = ("forgellm", "mlx", "mlx-lm", "scipy-openblas32", "flask", "waitress")
+
+
+@dataclass
+class Report:
+    """Everything that one run found."""
+
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    goals: list[dict[str, Any]] = field(default_factory=list)
+    console: Console = field(default_factory=lambda: Console(width=110, highlight=False))
+
+    def speeds(self, title: str, requests: int, samples: dict[str, list[Sample]], baseline: str) -> None:
+        """A line for each contender: medians, and their ratios to the baseline's."""
+        base = samples[baseline]
+        base_rate, base_first = median(s.tokens_per_s for s in base), median(s.first_s for s in base)
+        for name, runs in samples.items():
+            rate, first = median(s.tokens_per_s for s in runs), median(s.first_s for s in runs)
+            self._line(
+                title,
+                {
+                    "requests": requests,
+                    "what": name,
+                    "tokens/s": round(rate, 1),
+                    "of bare" if baseline == "bare" else f"of {baseline}": round(rate / base_rate, 3),
+                    "first token (s)": round(first, 4),
+                    "of it": round(first / base_first, 3),
+                },
+            )
+
+    def ratio(self, title: str, requests: int, what: str) -> float:
+        """The ratio of tokens/s in a line of an earlier table."""
+        line = next(x for x in self.tables[title] if x["requests"] == requests and x["what"] == what)
+        return float(line[next(key for key in line if key.startswith("of ") and key != "of it")])
+
+    def value(self, title: str, what: str, value: float, unit: str) -> None:
+        self._line(title, {"what": what, "value": round(value, 4), "unit": unit})
+
+    def goal(self, text: str, value: float, bound: float, *, at_least: bool) -> None:
+        is_met = value >= bound if at_least else value <= bound
+        self.goals.append({"goal": text, "measured": round(value, 3), "met": is_met})
+
+    def show(self, title: str) -> None:
+        """Print one table, as soon as it is whole."""
+        lines = self.tables[title]
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for key in lines[0]:
+            table.add_column(key, justify="left" if key in {"what", "unit", "goal"} else "right")
+        for line in lines:
+            table.add_row(*(str(value) for value in line.values()))
+        self.console.print(table)
+
+    def show_goals(self) -> None:
+        table = Table(title="Goals", title_justify="left", title_style="bold")
+        for key in ("goal", "measured", "met"):
+            table.add_column(key)
+        for goal in self.goals:
+            table.add_row(goal["goal"], str(goal["measured"]), "yes" if goal["met"] else "NO")
+        self.console.print(table)
+
+    def save(self, folder: Path) -> Path:
+        path = folder / f"{socket.gethostname()}.json"
+        folder.mkdir(exist_ok=True)
+        found = {"machine": machine(), "tables": self.tables, "goals": self.goals}
+        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        return path
+
+    def _line(self, title: str, line: dict[str, Any]) -> None:
+        self.tables.setdefault(title, []).append(line)
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
