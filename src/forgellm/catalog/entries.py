@@ -1,5 +1,6 @@
 """Lists what could be loaded by name, for people to choose from. Reads names and sizes only, and checks nothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,47 +39,50 @@ def entries(settings: Settings) -> list[CatalogEntry]:
     return sorted(by_id.values(), key=lambda entry: (entry.name.lower(), entry.id))
 
 
-def _configured(settings: Settings) -> list[CatalogEntry]:
-    listed = []
+def _configured(settings: Settings) -> Iterator[CatalogEntry]:
     for name, config in settings.models.items():
-        path = Path(config.source).expanduser() if config.source.startswith(("/", "./", "~")) else None
-        size = _size(path) if path is not None else 0
-        listed.append(_entry(name, name, path, "base", size, "config"))
-    return listed
+        path = Path(config.source).expanduser().absolute() if config.source.startswith(("/", "./", "~")) else None
+        size = _size(path) if path else 0
+        yield CatalogEntry(
+            id=name, name=name, path=str(path) if path else None, kind="base", size_bytes=size, source="config"
+        )
 
 
 def _demo(settings: Settings) -> CatalogEntry:
-    return _entry(demo.NAME, demo.NAME, demo.cached(settings.cache_path), "base", demo.GGUF_BYTES, "demo")
+    path = demo.cached(settings.cache_path)
+    return CatalogEntry(
+        id=demo.NAME,
+        name=demo.NAME,
+        path=str(path) if path else None,
+        kind="base",
+        size_bytes=demo.GGUF_BYTES,
+        source="demo",
+    )
 
 
-def _local(settings: Settings) -> list[CatalogEntry]:
+def _local(settings: Settings) -> Iterator[CatalogEntry]:
     root = models_root(settings)
     if root is None:
-        return []
+        return
     trained = [path for kind in _TRAINED for path in sorted(root.glob(f"{kind}/*")) if path.is_dir()]
-    listed = []
     for path in dict.fromkeys([*model_files(root), *trained]):
         name = str(path.relative_to(root))
         kind = next((kind for kind in _TRAINED if path.parent == root / kind), None)
-        listed.append(_entry(name, path.name if kind else name, path, kind or "base", _size(path), "models_dir"))
-    return listed
+        yield CatalogEntry(
+            id=name,
+            name=path.name if kind else name,
+            path=str(path),
+            kind=kind or "base",
+            size_bytes=_size(path),
+            source="models_dir",
+        )
 
 
-def _cached() -> list[CatalogEntry]:
-    repositories = hub.repositories().items()
-    return [_entry(name, name, path, "base", _size(path), "huggingface") for name, path in repositories]
-
-
-def _entry(
-    entry_id: str,
-    name: str,
-    path: Path | None,
-    kind: Literal["base", "cpt", "ift"],
-    size_bytes: int,
-    source: Literal["config", "demo", "models_dir", "huggingface"],
-) -> CatalogEntry:
-    absolute = str(path.absolute()) if path is not None else None
-    return CatalogEntry(id=entry_id, name=name, path=absolute, kind=kind, size_bytes=size_bytes, source=source)
+def _cached() -> Iterator[CatalogEntry]:
+    for name, path in hub.repositories().items():
+        yield CatalogEntry(
+            id=name, name=name, path=str(path), kind="base", size_bytes=_size(path), source="huggingface"
+        )
 
 
 def _size(path: Path) -> int:
