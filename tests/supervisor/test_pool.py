@@ -1,0 +1,624 @@
+"""The pool's decisions, with the time passed in."""
+
+import math
+import signal
+
+import pytest
+from world import World
+
+from forgellm.config import ModelConfig
+from forgellm.errors import (
+    ModelFailed,
+    ModelInvalid,
+    ModelNotLoaded,
+    ModelUnloading,
+    QueueFull,
+    QueueTimeout,
+    ShuttingDown,
+    WorkerDied,
+)
+from forgellm.messages import Generate, Hello, Imported, Loading, Memory, Prefill, RequestFailed
+from forgellm.states import WorkerState
+from forgellm.supervisor.effects import Loaded, Send, Spawn, Unloaded
+
+S = WorkerState
+UNTIL_LOADING = (Hello(1), Imported(0.1))
+
+
+# Loading
+
+
+def test_a_load_spawns_a_worker_and_is_answered_when_it_is_ready() -> None:
+    world = World()
+    world.load()
+    (life,) = world.alive
+    assert world.worker().state is S.STARTING
+    assert world.commands(life) == ["Load"]
+    world.now += 2
+    world.ready(life)
+    loaded = world.news("load")
+    assert loaded == Loaded(model="m", adapter_path=None, loading_time_s=2.0, already_loaded=False)
+    assert world.worker().state is S.READY
+    assert world.worker().memory.mlx_active_bytes == 7
+
+
+def test_progress_of_a_load_is_in_the_picture() -> None:
+    world = World()
+    world.load()
+    world.say(1, Loading(0.4, "reading weights"))
+    assert (world.worker().progress, world.worker().stage) == (0.4, "reading weights")
+
+
+def test_two_loads_of_the_same_model_share_one_worker() -> None:
+    world = World()
+    world.load(ticket="one")
+    world.load(ticket="two")
+    assert len(world.alive) == 1
+    world.ready(1)
+    assert isinstance(world.news("one"), Loaded)
+    assert isinstance(world.news("two"), Loaded)
+
+
+def test_loading_a_loaded_model_again_is_answered_at_once() -> None:
+    world = World()
+    world.loaded()
+    world.load(ticket="again")
+    assert world.news("again").already_loaded
+    assert len(world.alive) == 1
+
+
+def test_other_options_under_the_same_name_replace_the_model() -> None:
+    """Or a status would name one model while another one's weights answer."""
+    world = World()
+    old = world.loaded()
+    world.load(ticket="other", context_length=32)
+    assert world.worker().state is S.STOPPING
+    assert world.delivered("other") == []
+    world.leave(old)
+    (new,) = world.alive
+    assert new != old
+    world.ready(new)
+    assert isinstance(world.news("other"), Loaded)
+
+
+def test_of_two_replacing_loads_the_later_one_wins_and_the_other_hears_of_it() -> None:
+    world = World()
+    old = world.loaded()
+    world.load(ticket="first", context_length=32)
+    world.load(ticket="second", context_length=16)
+    assert isinstance(world.news("first"), ModelUnloading)
+    world.leave(old)
+    world.ready(world.alive[0])
+    assert isinstance(world.news("second"), Loaded)
+
+
+def test_replicas_are_workers_of_their_own_and_a_load_waits_for_all_of_them() -> None:
+    world = World()
+    world.load(replicas=2)
+    world.ready(1)
+    assert world.delivered("load") == []
+    world.ready(2)
+    assert isinstance(world.news("load"), Loaded)
+    assert [worker.name for worker in world.model().workers] == ["m#1", "m#2"]
+
+
+def test_fewer_replicas_stop_the_surplus_worker_only() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    world.load(ticket="fewer", replicas=1)
+    assert world.commands(2)[-1] == "Unload"
+    assert isinstance(world.news("fewer"), Loaded)
+    world.leave(2)
+    assert [worker.name for worker in world.model().workers] == ["m#1"]
+
+
+def test_a_broken_model_fails_its_load_and_is_not_tried_again() -> None:
+    world = World()
+    world.load()
+    world.fail_load(1)
+    assert isinstance(world.news("load"), ModelInvalid)
+    assert world.model().error_code == "model_invalid"
+    world.wait(3600)
+    assert world.alive == []
+
+
+def test_a_failed_model_can_be_loaded_again() -> None:
+    world = World()
+    world.load()
+    world.fail_load(1)
+    world.load(ticket="again")
+    world.ready(world.alive[0])
+    assert isinstance(world.news("again"), Loaded)
+    assert world.model().error is None
+
+
+def test_a_worker_that_dies_before_its_first_word_is_tried_once_more_then_failed() -> None:
+    world = World()
+    world.load()
+    world.die(1)
+    assert world.alive == [2]
+    world.die(2)
+    assert isinstance(world.news("load"), WorkerDied)
+    assert world.worker().state is S.FAILED
+
+
+def test_a_worker_that_never_says_hello_is_killed_and_tried_once_more() -> None:
+    world = World(hello_timeout_s=10)
+    world.load()
+    world.wait(10)
+    assert world.signals(1) == [signal.SIGKILL]
+    world.die(1)
+    world.wait(10)
+    world.die(2)
+    assert "took too long at starting" in str(world.news("load"))
+
+
+def test_a_death_in_the_first_load_fails_it() -> None:
+    world = World()
+    world.load()
+    world.say(1, *UNTIL_LOADING, Loading(0.5, "reading weights"))
+    world.die(1)
+    assert isinstance(world.news("load"), WorkerDied)
+    assert world.alive == []
+
+
+def test_a_load_that_takes_too_long_is_killed_and_says_so() -> None:
+    world = World(load_timeout_s=60)
+    world.load()
+    world.say(1, *UNTIL_LOADING)
+    world.wait(60)
+    assert world.signals(1) == [signal.SIGKILL]
+    world.die(1)
+    assert "took too long at loading" in str(world.news("load"))
+
+
+# Requests
+
+
+def test_a_request_for_an_unknown_model_is_refused() -> None:
+    world = World()
+    assert isinstance(world.news(world.ask()), ModelNotLoaded)
+
+
+def test_a_request_runs_on_the_least_loaded_replica() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    lives = [world.life_of(world.ask()) for _ in range(4)]
+    assert sorted(lives) == [1, 1, 2, 2]
+
+
+def test_tokens_reach_the_request_and_its_end_frees_the_place() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.token(life, request, "a")
+    assert world.worker().in_flight == 1
+    world.token(life, request, "b", "stop")
+    assert [chunk[1] for chunk in world.delivered(request)] == ["a", "b"]
+    assert world.worker().in_flight == 0
+    world.token(life, request, "late")
+    assert len(world.delivered(request)) == 2
+
+
+def test_requests_wait_while_the_model_loads_and_run_in_order() -> None:
+    world = World()
+    world.load()
+    first, second = world.ask(), world.ask()
+    assert world.model().queue_depth == 2
+    world.ready(1)
+    assert (world.life_of(first), world.life_of(second)) == (1, 1)
+    sends = [e.command for e in world.effects if isinstance(e, Send)]
+    assert [c.request.request_id for c in sends if isinstance(c, Generate)] == [first, second]
+
+
+def test_a_full_worker_leaves_requests_in_the_queue_until_a_place_is_free() -> None:
+    world = World()
+    life = world.loaded(max_batch=1)
+    first, second = world.ask(), world.ask()
+    assert world.life_of(second) is None
+    world.token(life, first, finish="stop")
+    assert world.life_of(second) == life
+
+
+def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back() -> None:
+    world = World(max_queue=1)
+    world.load()
+    world.ask()
+    error = world.news(world.ask())
+    assert isinstance(error, QueueFull)
+    assert error.retry_after_s
+
+
+def test_a_request_does_not_wait_for_ever() -> None:
+    world = World(queue_timeout_s=30)
+    world.load()
+    request = world.ask()
+    world.wait(29)
+    assert world.delivered(request) == []
+    world.wait(1)
+    assert isinstance(world.news(request), QueueTimeout)
+    assert world.model().queue_depth == 0
+
+
+def test_aborting_a_queued_request_ends_it_here_and_a_running_one_in_its_worker() -> None:
+    world = World()
+    life = world.loaded(max_batch=1)
+    running, queued = world.ask(), world.ask()
+    world.abort(queued)
+    assert world.news(queued)[4] == "abort"
+    world.abort(running)
+    assert world.commands(life)[-1] == "Abort"
+    assert world.delivered(running) == []
+    world.abort("unknown")
+    world.token(life, running, "", "abort")
+    assert world.news(running)[4] == "abort"
+
+
+def test_one_request_can_fail_and_the_worker_goes_on() -> None:
+    world = World()
+    life = world.loaded()
+    bad, good = world.ask(), world.ask()
+    world.say(life, RequestFailed(bad, "context_length_exceeded", "too long", "prompt"))
+    assert world.news(bad).code == "context_length_exceeded"
+    assert world.news(bad).field == "prompt"
+    world.token(life, good, finish="stop")
+    assert world.news(good)[4] == "stop"
+
+
+def test_prefill_progress_reaches_its_request_only_while_it_runs() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.say(life, Prefill(request, 1, 2))
+    world.token(life, request, finish="stop")
+    world.say(life, Prefill(request, 2, 2))
+    assert world.delivered(request)[0] == Prefill(request, 1, 2)
+    assert len(world.delivered(request)) == 2
+
+
+# Deaths
+
+
+def test_a_killed_worker_is_respawned_at_once_and_its_requests_get_one_error_each() -> None:
+    world = World()
+    life = world.loaded()
+    requests = [world.ask(), world.ask()]
+    world.die(life)
+    assert all(isinstance(world.news(request), WorkerDied) for request in requests)
+    (new,) = world.alive
+    assert world.worker().restarts == 1
+    world.ready(new)
+    assert world.life_of(world.ask()) == new
+
+
+def test_events_of_an_older_life_are_dropped() -> None:
+    world = World()
+    old = world.loaded()
+    request = world.ask()
+    world.die(old)
+    assert world.token(old, request, "ghost") == []
+    assert world.say(old, Memory(1, 1)) == []
+
+
+def test_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed() -> None:
+    world = World(crash_budget=4, backoff_initial_s=1, backoff_max_s=30)
+    world.loaded()
+    waits = []
+    for _ in range(3):
+        world.die(world.alive[0])
+        waits.append(max(0.0, world.pool.deadline() - world.now) if not world.alive else 0.0)
+        world.wait(waits[-1])
+        world.ready(world.alive[0])
+    assert waits == [0.0, 1.0, 2.0]
+    world.die(world.alive[0], "the worker crashed (SIGSEGV)")
+    assert world.worker().state is S.FAILED
+    assert "4 deaths" in (world.model().error or "")
+    assert "SIGSEGV" in (world.model().error or "")
+    assert isinstance(world.news(world.ask()), ModelFailed)
+
+
+def test_deaths_far_apart_do_not_add_up() -> None:
+    world = World(crash_budget=2, crash_window_s=300)
+    world.loaded()
+    for _ in range(5):
+        world.die(world.alive[0])
+        world.ready(world.alive[0])
+        world.now += 301
+    assert world.worker().state is S.READY
+
+
+def test_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later() -> None:
+    world = World(crash_budget=1, backoff_max_s=30)
+    world.die(world.loaded())
+    world.now += 31
+    request = world.ask()
+    world.ready(world.alive[0])
+    assert world.life_of(request) == world.alive[0]
+
+
+def test_requests_queued_for_a_model_that_fails_are_told_why() -> None:
+    world = World()
+    world.load()
+    request = world.ask()
+    world.fail_load(1)
+    assert isinstance(world.news(request), ModelFailed)
+    assert "broken" in str(world.news(request))
+
+
+def test_files_that_broke_while_loaded_fail_the_respawn_for_good() -> None:
+    world = World()
+    world.die(world.loaded())
+    world.fail_load(world.alive[0])
+    assert world.worker().state is S.FAILED
+    assert world.model().error_code == "model_invalid"
+
+
+# Unloading
+
+
+def test_an_idle_model_is_asked_to_unload_and_the_ticket_hears_when_it_is_gone() -> None:
+    world = World()
+    life = world.loaded()
+    world.pool.memory({life: 5000, 99: 1})
+    world.unload()
+    assert world.commands(life)[-1] == "Unload"
+    assert world.delivered("unload") == []
+    world.leave(life)
+    assert world.news("unload") == Unloaded(model="m", was_loaded=True, freed_bytes=5000, forced=False)
+    assert world.pool.status().models == ()
+    assert world.pool.status().current is None
+
+
+def test_unloading_what_is_not_loaded_says_so() -> None:
+    world = World()
+    world.unload()
+    world.unload(None, "nothing")
+    assert not world.news("unload").was_loaded
+    assert world.news("nothing").model is None
+
+
+def test_running_requests_finish_before_the_unload_and_new_ones_are_refused() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.unload()
+    assert world.worker().state is S.DRAINING
+    assert isinstance(world.news(world.ask()), ModelUnloading)
+    world.token(life, request, finish="stop")
+    assert world.worker().state is S.STOPPING
+    world.leave(life)
+    assert world.news("unload").was_loaded
+
+
+def test_a_drain_that_takes_too_long_aborts_what_is_left() -> None:
+    world = World(drain_timeout_s=30)
+    life = world.loaded()
+    world.ask()
+    world.unload()
+    world.wait(30)
+    assert world.commands(life)[-2:] == ["Abort", "Unload"]
+
+
+def test_a_forced_unload_aborts_at_once_also_in_mid_drain() -> None:
+    world = World(drain_timeout_s=30, unload_timeout_s=5)
+    life = world.loaded()
+    world.ask()
+    world.unload()
+    world.unload(ticket="forced", force=True)
+    assert world.commands(life)[-1] == "Abort"
+    world.wait(5)
+    assert world.commands(life)[-1] == "Unload"
+
+
+def test_a_worker_that_does_not_go_is_asked_then_termed_then_killed() -> None:
+    world = World(unload_timeout_s=5, term_timeout_s=5)
+    life = world.loaded()
+    world.unload()
+    world.wait(4.9)
+    assert world.signals(life) == []
+    world.wait(0.1)
+    assert world.signals(life) == [signal.SIGTERM]
+    world.wait(5)
+    assert world.signals(life) == [signal.SIGTERM, signal.SIGKILL]
+    world.die(life)
+    assert world.news("unload").forced
+
+
+def test_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it() -> None:
+    world = World()
+    world.load()
+    world.unload()
+    assert world.signals(1) == [signal.SIGTERM]
+    assert isinstance(world.news("load"), ModelUnloading)
+    world.die(1)
+    assert world.news("unload").was_loaded
+
+
+def test_a_worker_killed_while_it_stops_is_not_respawned() -> None:
+    world = World()
+    life = world.loaded()
+    world.unload()
+    world.die(life)
+    assert world.news("unload").was_loaded
+    assert world.alive == []
+
+
+def test_a_worker_killed_while_it_drains_fails_its_requests_and_is_gone() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.unload()
+    world.die(life)
+    assert isinstance(world.news(request), WorkerDied)
+    assert world.news("unload").was_loaded
+
+
+def test_a_model_waiting_in_backoff_unloads_at_once() -> None:
+    world = World()
+    world.die(world.loaded())
+    world.ready(world.alive[0])
+    world.die(world.alive[0])
+    assert world.worker().state is S.BACKOFF
+    world.unload()
+    assert world.news("unload").was_loaded
+    assert world.pool.deadline() == math.inf
+
+
+def test_a_load_during_an_unload_runs_after_it() -> None:
+    world = World()
+    life = world.loaded()
+    world.unload()
+    world.load(ticket="again")
+    world.leave(life)
+    assert world.news("unload").was_loaded
+    world.ready(world.alive[0])
+    assert isinstance(world.news("again"), Loaded)
+
+
+def test_an_unload_cancels_the_load_that_waits_behind_another() -> None:
+    world = World()
+    life = world.loaded()
+    world.load(ticket="next", context_length=8)
+    world.unload()
+    assert isinstance(world.news("next"), ModelUnloading)
+    world.leave(life)
+    assert world.alive == []
+
+
+def test_unloading_one_model_leaves_the_other_alone() -> None:
+    world = World()
+    first = world.loaded("a")
+    second = world.loaded("b", ticket="b")
+    request = world.ask("b")
+    world.unload("a")
+    world.leave(first)
+    world.token(second, request, finish="stop")
+    assert world.news(request)[4] == "stop"
+    assert world.pool.status().current == "b"
+
+
+def test_an_idle_model_goes_after_its_ttl_but_not_while_it_is_used_or_pinned() -> None:
+    world = World()
+    life = world.loaded(ttl_s=60)
+    request = world.ask()
+    world.wait(120)
+    world.token(life, request, finish="stop")
+    world.wait(59)
+    assert world.worker().state is S.READY
+    world.load(ticket="pin", ttl_s=60, pin=True)
+    world.wait(600)
+    assert world.worker().state is S.READY
+    world.load(ticket="unpin", ttl_s=60)
+    world.wait(1)
+    assert world.worker().state is S.STOPPING
+
+
+# Shutting down
+
+
+def test_stop_ends_every_worker_and_refuses_what_comes_after() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.do(world.pool.stop(world.now))
+    assert world.commands(life)[-1] == "Abort"
+    world.token(life, request, "", "abort")
+    assert not world.pool.is_stopped
+    world.leave(life)
+    assert world.pool.is_stopped
+    assert isinstance(world.news(world.ask()), ShuttingDown)
+    world.load(ticket="late")
+    assert isinstance(world.news("late"), ShuttingDown)
+
+
+def test_stop_cancels_a_load_that_waits_behind_an_unload() -> None:
+    world = World()
+    world.loaded()
+    world.load(ticket="next", context_length=8)
+    world.do(world.pool.stop(world.now))
+    assert isinstance(world.news("next"), ShuttingDown)
+
+
+# The spare
+
+
+def test_the_spare_is_adopted_by_the_next_load_and_replaced_once_that_is_ready() -> None:
+    world = World(spare=True, models={"m": ModelConfig(source="echo")})
+    world.do(world.pool.tick(world.now))
+    (spare,) = world.alive
+    world.load()
+    assert world.worker().life == spare
+    assert world.alive == [spare]
+    world.ready(spare)
+    assert len(world.alive) == 2
+
+
+def test_the_first_spare_imports_what_the_configured_models_need() -> None:
+    echo = World(spare=True, models={"m": ModelConfig(source="echo")})
+    mlx = World(spare=True)
+    assert [e.engine for e in echo.pool.tick(0.0) if isinstance(e, Spawn)] == ["echo"]
+    assert [e.engine for e in mlx.pool.tick(0.0) if isinstance(e, Spawn)] == ["mlx"]
+
+
+def test_a_warm_spare_starts_a_load_without_a_spawn() -> None:
+    world = World(spare=True)
+    world.load()
+    (first,) = world.alive
+    world.ready(first)
+    spare = world.alive[-1]
+    world.say(spare, *UNTIL_LOADING)
+    assert world.pool.status().spare_is_warm
+    world.die(first)
+    assert world.worker().life == spare
+    assert world.worker().state is S.LOADING
+
+
+def test_no_spare_is_started_while_another_worker_starts() -> None:
+    world = World(spare=True)
+    world.load()
+    world.do(world.pool.tick(world.now))
+    assert len(world.alive) == 1
+
+
+def test_a_spare_that_keeps_dying_is_given_up_until_the_next_load() -> None:
+    world = World(spare=True)
+    world.do(world.pool.tick(world.now))
+    for _ in range(3):
+        world.die(world.alive[-1])
+    assert world.alive == []
+
+
+def test_a_spare_that_never_says_hello_is_killed() -> None:
+    world = World(spare=True, hello_timeout_s=10)
+    world.do(world.pool.tick(world.now))
+    world.wait(10)
+    assert world.signals(world.alive[0]) == [signal.SIGKILL]
+
+
+def test_the_spare_goes_with_the_supervisor() -> None:
+    world = World(spare=True, term_timeout_s=5)
+    world.do(world.pool.tick(world.now))
+    (spare,) = world.alive
+    world.do(world.pool.stop(world.now))
+    assert world.signals(spare) == [signal.SIGTERM]
+    assert not world.pool.is_stopped
+    world.wait(5)
+    assert world.signals(spare) == [signal.SIGTERM, signal.SIGKILL]
+    world.die(spare)
+    assert world.pool.is_stopped
+
+
+@pytest.mark.parametrize("name", ["m", None])
+def test_every_deadline_of_the_pool_is_in_the_future_after_a_tick(name: str | None) -> None:
+    """Or the supervisor's loop would spin."""
+    world = World(spare=True)
+    world.load()
+    world.ask()
+    world.unload(name)
+    for _ in range(100):
+        due = world.pool.deadline()
+        if due == math.inf:
+            return
+        world.now = due
+        world.do(world.pool.tick(due))
+        assert world.pool.deadline() > due
