@@ -1,7 +1,8 @@
 """mlx-lm in a bare process: BatchGenerator fed directly, token ids only. What everything is measured against.
 
 Run as `python -m benchmarks.bare FOLDER LAYOUT CACHE`: says "ready", then answers each line of JSON (prompts,
-tokens) on its standard input with one line of JSON (a Sample). It uses the BLAS and the weight layout of a ForgeLLM worker.
+tokens) on its standard input with one line of JSON (a Sample). It uses the BLAS and the weight layout of a
+ForgeLLM worker.
 """
 
 import json

@@ -17,21 +17,19 @@ TIMEOUT_S = 300.0
 
 
 def get(port: int, path: str) -> dict[str, Any]:
-    """One GET, decoded."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
-        return found
-    finally:
-        connection.close()
+    """One GET, decoded. Raises RuntimeError with the answer if the status is not 200."""
+    return _call(port, "GET", path, None)
 
 
 def post(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One POST, decoded. Raises RuntimeError with the answer if the status is not 200."""
+    """One POST, as get()."""
+    return _call(port, "POST", path, json.dumps(body))
+
+
+def _call(port: int, method: str, path: str, body: str | None) -> dict[str, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read()
         if response.status != 200:

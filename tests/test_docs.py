@@ -83,9 +83,8 @@ def test_the_commands_of_the_readme_exist() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
-def test_every_command_is_named_in_the_changelog_or_the_docs(command: str) -> None:
-    text = "\n".join(page.read_text("utf-8") for page in PAGES)
-    assert re.search(rf"`(forgellm )?{command}\b", text), command
+def test_every_command_is_documented(command: str) -> None:
+    assert re.search(rf"^\| `{command}\b", (DOCS / "cli.md").read_text("utf-8"), re.MULTILINE)
 
 
 def test_the_python_of_the_readme_compiles() -> None:
