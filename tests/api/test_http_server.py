@@ -140,11 +140,12 @@ def test_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed(monkeypat
 
 
 def test_an_app_can_ask_whether_its_client_has_left():
-    seen = threading.Event()
+    started, seen = threading.Event(), threading.Event()
     app = Flask(__name__)
 
     @app.get("/")
     def wait() -> str:
+        started.set()
         is_gone = request.environ["waitress.client_disconnected"]
         deadline = time.monotonic() + 10
         while not is_gone() and time.monotonic() < deadline:
@@ -156,6 +157,7 @@ def test_an_app_can_ask_whether_its_client_has_left():
     with serving(app) as server:
         with connect(server) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert started.wait(5)
         assert seen.wait(5)
 
 

@@ -1,6 +1,5 @@
 """The routes that list what could be loaded. They read the catalog, and never look outside the folders it names."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,39 @@ from forgellm.errors import ModelNotFound
 
 blueprint = Blueprint("catalog", __name__, url_prefix="/api")
 
-_TRAINED = frozenset({"cpt", "ift"})  # folders of models_dir that hold trained models, by how they were trained
+_TRAINED = frozenset({"cpt", "ift"})
 _GB = 1 << 30
 
 
 @blueprint.get("/models")
 def models() -> Response:
     """Everything that could be loaded."""
-    return _listing(context().pool.catalog())
+    return _listing()
 
 
 @blueprint.get("/base_models")
 def base_models() -> Response:
     """Models that were not trained here."""
-    return _listing(entry for entry in context().pool.catalog() if _training(entry) is None)
+    return _listing("base")
 
 
 @blueprint.get("/cpt_models")
 def cpt_models() -> Response:
     """Models that came out of continued pre-training (`cpt/` in models_dir)."""
-    return _listing(entry for entry in context().pool.catalog() if _training(entry) == "cpt")
+    return _listing("cpt")
 
 
 @blueprint.get("/ift_models")
 def ift_models() -> Response:
     """Models that came out of instruction fine-tuning (`ift/` in models_dir)."""
-    return _listing(entry for entry in context().pool.catalog() if _training(entry) == "ift")
+    return _listing("ift")
 
 
 @blueprint.get("/checkpoints")
 def checkpoints() -> Response:
     """Adapter files of trained models: of all, or of the one in `?model_dir=`."""
     wanted = request.args.get("model_dir")
-    entries = [entry for entry in context().pool.catalog() if _training(entry) is not None]
+    entries = [entry for entry in context().pool.catalog() if entry.kind in _TRAINED]
     if wanted is not None:
         entries = [entry for entry in entries if wanted in {entry.id, entry.name, entry.path}]
         if not entries:
@@ -54,7 +53,8 @@ def checkpoints() -> Response:
     return json_response({"success": True, "checkpoints": [each for each in found if "adapter" in each["name"]]})
 
 
-def _listing(entries: Iterable[CatalogEntry]) -> Response:
+def _listing(kind: str | None = None) -> Response:
+    entries = [entry for entry in context().pool.catalog() if kind in {None, entry.kind}]
     return json_response({"success": True, "models": [_entry(entry) for entry in entries]})
 
 
@@ -63,14 +63,9 @@ def _entry(entry: CatalogEntry) -> dict[str, Any]:
         "id": entry.id,
         "name": entry.name,
         "path": entry.path,
-        "type": _training(entry) or entry.kind,
+        "type": entry.kind,
         "size": _gigabytes(entry.size_bytes),
     }
-
-
-def _training(entry: CatalogEntry) -> str | None:
-    parent = Path(entry.path).parent.name if entry.path else ""
-    return parent if parent in _TRAINED else None
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -43,16 +43,16 @@ class HttpServer:
         self._settings = settings
         self._gate = gate
         self._socket: socket.socket | None = None
+        self._address: tuple[str, int] | None = None
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def address(self) -> tuple[str, int]:
         """(host, port) it listens on; the port is the real one when the settings say 0."""
-        if self._socket is None:
+        if self._address is None:
             raise StartupError("the server is not bound to an address yet")
-        host, port = self._socket.getsockname()[:2]
-        return host, port
+        return self._address
 
     @property
     def url(self) -> str:
@@ -83,6 +83,7 @@ class HttpServer:
                 raise AddressInUse(f"{host}:{port} is in use{_owner(port)}; choose another with --port") from error
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", field="host") from error
         self._socket = found
+        self._address = found.getsockname()[:2]
 
     def start(self) -> None:
         """Serve in background threads."""
@@ -175,6 +176,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         for channel in list(self.active_channels.values()):
             if channel.is_too_slow(monotonic):
                 channel.will_close = True
+                channel.handle_close()  # at once: a socket that takes no bytes is never reported as writable
 
     def finish(self, deadline: float) -> None:
         """Wait until what is buffered is written, at most until `deadline`, then close every socket; run() returns."""

@@ -33,7 +33,7 @@ class Unloaded(Protocol):
 
 
 class CatalogEntry(Protocol):
-    """A model that could be loaded. `kind` says what it is, `size_bytes` is 0 when not known."""
+    """A model that could be loaded. kind: "base", "cpt" or "ift"; `size_bytes` is 0 when not known."""
 
     @property
     def id(self) -> str: ...

@@ -103,7 +103,6 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "stage": worker.stage,
         "in_flight": worker.in_flight,
         "memory": _memory((worker,)),
-        "log_path": worker.log_path,
     }
 
 

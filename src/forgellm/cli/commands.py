@@ -1,0 +1,203 @@
+"""The commands and their options. Does no work itself: each command imports what does it when it runs.
+
+That keeps `serve` free of the HTTP client and of rich, and `--help` quick.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import msgspec
+
+from forgellm.config import Settings, json_schema, load_settings
+from forgellm.errors import ForgeLLMError
+
+Command = Callable[..., Any]
+
+
+class _Group(click.Group):
+    """Turns the program's own errors into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ForgeLLMError as error:
+            _fail(error)
+
+
+def _fail(error: ForgeLLMError) -> NoReturn:
+    from forgellm.daemon import exit_code
+
+    click.echo(f"Error: {error.message}", err=True)
+    raise click.exceptions.Exit(exit_code(error)) from error
+
+
+def _client_options(command: Command) -> Command:
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")(command)
+    return click.option("--url", envvar="FORGELLM_URL", help="The daemon's address [http://127.0.0.1:5001].")(command)
+
+
+def _config_option(command: Command) -> Command:
+    return click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")(command)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="forgellm", prog_name="forgellm")
+def main() -> None:
+    """Serve MLX language models, each in a supervised process of its own."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+@_config_option
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Load this model at start; may be repeated.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--json", "as_json", is_flag=True, help="Tell the address as a line of JSON.")
+@click.pass_context
+def serve(
+    ctx: click.Context, /, config: str | None, models: tuple[str, ...], as_json: bool, **flags: str | int | None
+) -> None:
+    """Run the daemon in the foreground."""
+    import os
+
+    from forgellm import daemon
+
+    try:
+        settings = load_settings(config, flags=flags)
+    except ForgeLLMError as error:
+        _fail(error)
+
+    def on_ready(url: str) -> None:
+        ready = msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() if as_json else f"Serving on {url}"
+        click.echo(ready)
+
+    ctx.exit(daemon.run(settings, models, on_ready=on_ready))
+
+
+@main.command()
+@_client_options
+@_config_option
+@click.argument("model")
+@click.argument("prompt")
+@click.option("--system", "system_prompt", help="System prompt.")
+@click.option("--max-tokens", type=int, default=512, show_default=True)
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-p", type=float)
+@click.option("--seed", type=int)
+@click.option("--stop", multiple=True, help="Ends the answer; may be repeated.")
+@click.option("--stats", is_flag=True, help="Print tokens and times to stderr.")
+def run(
+    model: str, prompt: str, *, url: str | None, as_json: bool, config: str | None, stats: bool, **options: Any
+) -> None:
+    """Answer PROMPT ("-" reads it from stdin) with MODEL: through the daemon if one answers, else in this process."""
+    from forgellm.cli.ask import ask
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options["stop"] = list(options["stop"])
+    ask(_settings(config), url, model, text, options, as_json=as_json, stats=stats)
+
+
+@main.command()
+@_client_options
+@click.argument("model")
+@click.option("--adapter", "adapter_path", help="LoRA adapter: a folder, or a *.safetensors in it.")
+@click.option("--system", "system_prompt", help="Default system prompt of this model.")
+@click.option("--replicas", type=int)
+@click.option("--ttl", "ttl_s", type=float, help="Unload after so many idle seconds.")
+@click.option("--pin/--no-pin", default=None, help="Never unload it for being idle.")
+@click.option("--context-length", type=int, help="Longest prompt and answer, tokens.")
+@click.option("--max-kv-size", type=int, help="Cap of each request's KV cache, tokens.")
+def load(url: str | None, as_json: bool, model: str, **options: Any) -> None:
+    """Load MODEL in the daemon."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.show import load_with_progress
+
+    with Client(url) as client:
+        load_with_progress(client, {"model_name": model, **options}, as_json=as_json)
+
+
+@main.command()
+@_client_options
+@click.argument("model", required=False)
+@click.option("--force", is_flag=True, help="Abort what runs instead of letting it finish.")
+def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> None:
+    """Unload MODEL (default: the one loaded last) and wait until its memory is back."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.show import megabytes
+
+    with Client(url) as client:
+        answer = client.post("/api/model/unload", {"model_name": model, "force": force})
+    _print(answer, f"{answer['message']} ({megabytes(answer['freed_bytes'])} freed)", as_json=as_json)
+
+
+@main.command()
+@_client_options
+def ps(url: str | None, as_json: bool) -> None:
+    """List the models of the daemon and their workers."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.show import show_workers
+
+    with Client(url) as client:
+        status = client.get("/api/model/status")
+    if as_json:
+        _print(status, "", as_json=True)
+    else:
+        show_workers(status)
+
+
+@main.command()
+@_client_options
+@_config_option
+def models(url: str | None, as_json: bool, config: str | None) -> None:
+    """List the models that could be loaded."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.show import local_models, show_models
+
+    with Client(url) as client:
+        found = client.get("/api/models")["models"] if client.answers() else local_models(_settings(config))
+    if as_json:
+        _print(found, "", as_json=True)
+    else:
+        show_models(found)
+
+
+@main.command()
+@_config_option
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file, for editors.")
+@click.option("--json", "as_json", is_flag=True, help="No effect: settings are always printed as JSON.")
+def config(config: str | None, schema: bool, as_json: bool) -> None:
+    """Print the settings as the file, the environment and the defaults make them."""
+    shown = json_schema() if schema else msgspec.to_builtins(_settings(config))
+    click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL; for bash: eval "$(forgellm completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - for mypy: click.Choice lets only shells through that click knows
+    click.echo(found(main, {}, "forgellm", "_FORGELLM_COMPLETE").source())
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print each step as a line of JSON.")
+@click.option("--model", default="smollm2", show_default=True, help="Which model answers.")
+@click.pass_context
+def demo(ctx: click.Context, as_json: bool, model: str) -> None:
+    """Start a daemon, ask the demo model, kill its worker, ask again, and stop."""
+    from forgellm.cli.demo import run_demo
+
+    ctx.exit(run_demo(model, as_json=as_json))
+
+
+def _settings(config: str | None) -> Settings:
+    return load_settings(config)
+
+
+def _print(value: Any, text: str, *, as_json: bool) -> None:
+    click.echo(msgspec.json.encode(value).decode() if as_json else text)

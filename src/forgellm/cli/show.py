@@ -1,0 +1,103 @@
+"""Bars and tables of the command line. Draws what it is given, and polls a load that it draws; decides nothing."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from forgellm import catalog
+from forgellm.cli.client import Client
+from forgellm.config import Settings
+from forgellm.errors import ForgeLLMError, ModelNotLoaded, from_wire
+
+POLL_S = 0.1
+
+Status = dict[str, Any]
+
+
+def load_with_progress(client: Client, body: dict[str, Any], *, as_json: bool) -> Status:
+    """Load a model in the daemon behind a bar on stderr; returns its status. Raises the error that ended the load."""
+    answer = client.post("/api/model/load", body)
+    name = answer["model_name"]
+    status = watch_load(name, lambda: client.get("/api/model/status", model=name), quiet=as_json)
+    if as_json:
+        click.echo(msgspec.json.encode(status).decode())
+    else:
+        click.echo(f"{name} is ready: process {status['pid']}, {megabytes(status['memory']['footprint'])}", err=True)
+    return status
+
+
+def watch_load(name: str, status_of: Callable[[], Status], *, quiet: bool = False) -> Status:
+    """Draw the progress of a load until it is ready. Raises the error that ended it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        task = progress.add_task(name, total=1.0)
+        while True:
+            status = status_of()
+            if status["loaded"]:
+                return status
+            if not status["is_loading"]:
+                raise _why_not(name, status)
+            stage = status["stage"] or status["state"]
+            progress.update(task, completed=status["progress"], description=f"{name}: {stage}")
+            time.sleep(POLL_S)
+
+
+def show_workers(status: Status) -> None:
+    """The table of `forgellm ps`."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("MODEL", "STATE", "PID", "LIFE", "RESTARTS", "MEMORY", "RUNNING", "QUEUED", "SINCE"):
+        table.add_column(title)
+    now = time.time()
+    for model in status["models"]:
+        for worker in model["workers"]:
+            table.add_row(
+                worker["name"],
+                worker["state"],
+                str(worker["pid"] or "-"),
+                str(worker["life"]),
+                str(worker["restarts"]),
+                megabytes(worker["memory"]["footprint"]),
+                str(worker["in_flight"]),
+                str(model["queue_depth"]),
+                f"{max(0.0, now - worker['since']):.0f} s",
+            )
+        if model.get("error"):
+            table.add_row("", f"[red]{model['error']}")
+    if not status["models"]:
+        click.echo("no model is loaded")
+        return
+    Console().print(table)
+
+
+def show_models(found: list[dict[str, Any]]) -> None:
+    """The table of `forgellm models`."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "TYPE", "SIZE", "PATH"):
+        table.add_column(title, overflow="fold")
+    for model in found:
+        table.add_row(model["id"], model["type"], f"{model['size']:.2f} GB", model["path"] or "")
+    Console().print(table)
+
+
+def local_models(settings: Settings) -> list[dict[str, Any]]:
+    """The catalog as /api/models has it, without a daemon."""
+    return [
+        {"id": e.id, "name": e.name, "path": e.path, "type": e.kind, "size": round(e.size_bytes / (1 << 30), 3)}
+        for e in catalog.entries(settings)
+    ]
+
+
+def megabytes(size_bytes: float) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MB"
+
+
+def _why_not(name: str, status: Status) -> ForgeLLMError:
+    if status.get("error"):
+        return from_wire(status.get("error_code") or "", status["error"])
+    return ModelNotLoaded(f"{name} was unloaded while it was being loaded")

@@ -1,0 +1,136 @@
+"""The daemon: a supervisor and the HTTP server in one process, in the foreground. Decides nothing about models.
+
+The top of this module stays thin, and nothing in this process imports mlx or transformers.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from forgellm.config import Settings
+from forgellm.errors import AddressInUse, ConfigError, ForgeLLMError
+
+if TYPE_CHECKING:
+    from forgellm.api.gate import Gate
+    from forgellm.api.http_server import HttpServer
+    from forgellm.supervisor import Supervisor
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+EXIT_ADDRESS_IN_USE = 3
+
+LAST_WORDS_S = 2.0  # for running streams to write their last line
+STOP_TIMEOUT_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """The `forgellm-supervisor` program: `forgellm serve` under a name that process lists show."""
+    from forgellm.cli.commands import serve
+
+    serve.main(prog_name="forgellm-supervisor")
+
+
+def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[str], None] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, then stop everything; returns the exit code.
+
+    `preload` names models to load besides those that the settings preload. `on_ready` is called with the URL once
+    requests are answered. 0: a clean stop; 2: settings, or a preloaded model, that cannot be used; 3: the address is in
+    use (told before any worker is started); 1: anything else. The reason goes to stderr.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        with _stop_signal() as wait_for_stop:
+            _serve(settings, preload, on_ready, wait_for_stop)
+    except ForgeLLMError as error:
+        sys.stderr.write(f"Error: {error.message}\n")
+        return exit_code(error)
+    return EXIT_OK
+
+
+def exit_code(error: ForgeLLMError) -> int:
+    """How a program that ends with `error` tells the shell."""
+    if isinstance(error, AddressInUse):
+        return EXIT_ADDRESS_IN_USE
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+
+
+def _serve(
+    settings: Settings,
+    preload: Sequence[str],
+    on_ready: Callable[[str], None] | None,
+    wait_for_stop: Callable[[], None],
+) -> None:
+    from forgellm.api.app import create_app
+    from forgellm.api.gate import Gate
+    from forgellm.api.http_server import HttpServer
+    from forgellm.supervisor import Supervisor
+
+    gate = Gate(settings.max_streams)
+    supervisor = Supervisor(settings)
+    server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
+    server.bind()
+    try:
+        supervisor.start()
+        _preload(supervisor, settings, preload)
+        server.start()
+        log.info("serving on %s", server.url)
+        if on_ready is not None:
+            on_ready(server.url)
+        wait_for_stop()
+        log.info("stopping")
+    finally:
+        _stop(gate, supervisor, server)
+
+
+def _stop(gate: "Gate", supervisor: "Supervisor", server: "HttpServer") -> None:
+    """Streams say their last line, workers end, then the last answers (of loads that waited) go out."""
+    gate.close()
+    gate.wait_empty(LAST_WORDS_S)
+    supervisor.stop(timeout_s=STOP_TIMEOUT_S)
+    server.stop()
+
+
+def _preload(supervisor: "Supervisor", settings: Settings, names: Sequence[str]) -> None:
+    wanted = [name for name, model in settings.models.items() if model.preload]
+    for name in dict.fromkeys([*wanted, *names]):
+        try:
+            supervisor.load(name, wait=False)
+        except ForgeLLMError as error:
+            raise ConfigError(f"cannot load {name}: {error.message}") from error
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], None]]:
+    """A function that returns once SIGTERM or SIGINT came. The handlers only write to a pipe: they may take no lock."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def enqueue(signal_number: int, frame: object) -> None:
+        with suppress(BlockingIOError):  # the pipe is full of requests to stop
+            os.write(writer, b"x")
+
+    previous = {number: signal.signal(number, enqueue) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: _wait_readable(reader)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def _wait_readable(reader: int) -> None:
+    os.read(reader, 1)
+
+
+if __name__ == "__main__":
+    main()
