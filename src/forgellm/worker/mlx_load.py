@@ -1,0 +1,172 @@
+"""From a model source to a model in memory with its tokenizer: the one edge at which foreign files are met.
+
+Runs no code of a model folder, downloads nothing but the demo model, and lets only errors of errors.py out.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.utils import get_total_parameters, load_adapters, load_model, load_tokenizer
+
+from forgellm.catalog import demo
+from forgellm.errors import (
+    ForgeLLMError,
+    InsufficientMemory,
+    ModelInvalid,
+    UnsupportedFormat,
+    UntrustedCode,
+)
+from forgellm.messages import EngineOptions, ModelSource
+from forgellm.worker import gguf, layout
+from forgellm.worker.engine import Progress
+
+NO_CONTEXT_LIMIT = 1 << 30
+"""For models that state none (state-space models have none)."""
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model in memory. `context_length` in tokens, prompt and answer together."""
+
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
+    context_length: int
+    parameters: int
+    quantization: str
+    layout: str
+
+
+def load(source: ModelSource, options: EngineOptions, *, is_blas_fast: bool, progress: Progress) -> Loaded:
+    """Load `source`; `progress` rises from 0 to 1. Raises ModelError, or another ForgeLLMError, and nothing else."""
+    try:
+        return _load(source, options, is_blas_fast, _Rising(progress))
+    except ForgeLLMError:
+        raise
+    except Exception as error:  # the load edge: foreign files make libraries raise anything at all
+        raise model_error(source, error) from error
+
+
+def model_error(source: ModelSource, error: Exception) -> ForgeLLMError:
+    """The sentence for a model that broke a library: the library's words, and whose fault it is."""
+    text = str(error) or type(error).__name__
+    name = source.name
+    if isinstance(error, MemoryError) or any(word in text for word in ("Insufficient Memory", "Unable to allocate")):
+        return InsufficientMemory(f"{name} does not fit into memory: {text}")
+    if "trust_remote_code" in text or "custom module" in text:
+        return UntrustedCode(f"{name} asks to run its own code, which is never done; use a model without it")
+    if isinstance(error, ValueError) and ("not supported" in text or "nsupported" in text):
+        return UnsupportedFormat(f"{name} cannot be loaded: {text}")
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
+    elif not isinstance(error, ValueError | OSError | RuntimeError):
+        text = f"{type(error).__name__}: {text}"
+    return ModelInvalid(f"{name} cannot be loaded, its files are broken or incomplete: {text}")
+
+
+class _Rising:
+    """Progress that never falls, whatever the parts report. `part` maps a part's 0..1 to its share of the whole."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._best = 0.0
+
+    def part(self, start: float, end: float) -> Progress:
+        def report(done: float, stage: str) -> None:
+            self._best = max(self._best, start + (end - start) * min(max(done, 0.0), 1.0))
+            self._progress(self._best, stage)
+
+        return report
+
+
+def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, rising: _Rising) -> Loaded:
+    folder = _folder(source, Path(options.cache_dir), rising)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    read = rising.part(0.0 if source.kind == "folder" else 0.5, 1.0)
+    read(0.0, "reading weights")
+    model, config = load_model(folder, lazy=True, strict=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    parameters = get_total_parameters(model)
+    choice = layout.decide(
+        options.layout,
+        on_cpu=on_cpu,
+        is_blas_fast=is_blas_fast,
+        f32_bytes=layout.f32_bytes(model),
+        budget_bytes=options.memory_budget_bytes,
+    )
+    layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: read(done, "reading weights"))
+    bits = _bits(config)
+    description = layout.describe(model, bits)
+    if source.adapter_path is not None:
+        model = _with_adapter(model, Path(source.adapter_path))
+        mx.eval(model.parameters())
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        context_length=_context_length(config, tokenizer),
+        parameters=parameters,
+        quantization=f"{bits}-bit" if bits else "none",
+        layout=description,
+    )
+
+
+def _folder(source: ModelSource, cache_dir: Path, rising: _Rising) -> Path:
+    """The folder with config.json and safetensors; fetched and converted first where the source is neither."""
+    path = Path(source.path) if source.path is not None else None
+    if source.kind == "demo" and path is None:
+        path = demo.fetch(cache_dir, rising.part(0.0, 0.3))
+    if path is None:
+        raise ModelInvalid(f"{source.name} has no path to load from")
+    if source.kind == "folder":
+        return path
+    return gguf.converted(path, cache_dir, rising.part(0.3, 0.5))
+
+
+def _with_adapter(model: Any, path: Path) -> Any:
+    """`model` with the LoRA adapter of a folder, or of one *.safetensors file in it. Raises ModelInvalid."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    weights = path if path.suffix == ".safetensors" else folder / "adapters.safetensors"
+    for needed in (folder / "adapter_config.json", weights):
+        if not needed.is_file():
+            raise ModelInvalid(f"the adapter {path} has no {needed.name}; give a folder that mlx_lm.lora wrote")
+    try:
+        with tempfile.TemporaryDirectory() as together:  # mlx-lm reads one file name only
+            Path(together, "adapter_config.json").symlink_to((folder / "adapter_config.json").resolve())
+            Path(together, "adapters.safetensors").symlink_to(weights.resolve())
+            model = load_adapters(model, together)
+            model.eval()
+            mx.eval(model.parameters())  # before the link goes: arrays are read lazily
+    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        reason = str(error).replace(together, str(folder))
+        raise ModelInvalid(
+            f"the adapter {path} does not fit this model, or is not mlx-lm's format: {reason}"
+        ) from error
+    return model
+
+
+def _bits(config: dict[str, Any]) -> int | None:
+    quantization = config.get("quantization")
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    return int(bits) if bits else None
+
+
+def _context_length(config: dict[str, Any], tokenizer: Any) -> int:
+    """What the config states (of the text model, where there are several), else the tokenizer, else no limit."""
+    for part in (config, config.get("text_config") or {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(value := part.get(key), int) and value > 0:
+                return value
+    stated = getattr(tokenizer, "model_max_length", None)
+    return stated if isinstance(stated, int) and 0 < stated < NO_CONTEXT_LIMIT else NO_CONTEXT_LIMIT
+
+
+def check_finite(name: str, logits: Any) -> None:
+    """Raise ModelInvalid if any of `logits` is NaN or infinite: broken weights load without an error."""
+    if not bool(mx.isfinite(logits.astype(mx.float32)).all().item()):
+        raise ModelInvalid(f"{name} computes NaN or infinity: its weights are damaged; fetch it again")

@@ -1,0 +1,111 @@
+"""One request inside the batch: what it has given so far, and its own sampler and processors; and the prefill pace.
+
+Knows no generator, and runs no model.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from forgellm.messages import RequestFailed, Sampling, Usage
+from forgellm.worker import sampling
+from forgellm.worker.text import TextStream
+
+MAX_CHUNK_TOKENS = 2048
+MIN_CHUNK_TOKENS = 16
+
+
+class PrefillPace:
+    """How many prompt tokens fit into `chunk_s` seconds, learnt from the chunks so far; starts small."""
+
+    def __init__(self, chunk_s: float) -> None:
+        self._chunk_s = chunk_s
+        self._tokens = 64.0
+
+    def tokens(self, prompts: int) -> int:
+        """Tokens of each of `prompts` to process in the next chunk."""
+        return max(1, int(self._tokens) // prompts)
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A chunk took so long. Grows fourfold at most, because short chunks say little about long ones."""
+        if tokens <= 0 or seconds <= 0:
+            return
+        fitting = tokens / seconds * self._chunk_s
+        wanted = min(max(0.5 * (self._tokens + fitting), MIN_CHUNK_TOKENS), MAX_CHUNK_TOKENS, 4 * self._tokens)
+        if wanted < self._tokens or 2 * tokens >= self._tokens:  # a short prompt is no reason to grow
+            self._tokens = wanted
+
+
+@dataclass(slots=True)
+class Running:
+    """One request in the batch. Times are monotonic seconds."""
+
+    request_id: str
+    stream: TextStream
+    prompt_tokens: int
+    cached_tokens: int
+    top_logprobs: int | None
+    raw_logprobs: deque[mx.array] | None
+    added: float
+    joined: float | None = None
+    first_token: float | None = None
+    last_token: float = 0.0
+    completion_tokens: int = 0
+    failure: Exception | None = None
+
+    def usage(self, now: float) -> Usage:
+        joined = self.joined if self.joined is not None else self.added
+        first = self.first_token if self.first_token is not None else now
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            prefill_s=first - joined,
+            decode_s=max(0.0, self.last_token - first),
+        )
+
+
+def failed(running: Running, error: Exception) -> RequestFailed:
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return RequestFailed(running.request_id, "generation_failed", f"the generation failed: {text}")
+
+
+# BatchGenerator calls samplers and processors of single requests in the middle of a step of all; what they raise is
+# kept for that request, so that the step goes on.
+
+
+def guarded_sampler(running: Running, wanted: Sampling) -> Callable[[mx.array], mx.array]:
+    if wanted.temperature == 0:
+        return sampling.greedy
+    seed = wanted.seed
+    sampler = sampling.SeededSampler(wanted, secrets.randbits(63) if seed is None else seed)
+
+    def sample(logprobs: mx.array) -> mx.array:
+        try:
+            return sampler(logprobs)
+        except Exception as error:  # noqa: BLE001 - see above
+            running.failure = error
+            return sampling.greedy(logprobs)
+
+    return sample
+
+
+def guarded_processors(running: Running, changes: list[sampling.Processor]) -> list[sampling.Processor]:
+    """`changes` as one processor; where logprobs are wanted, it notes those of the unchanged logits first."""
+    if not changes:
+        return []
+
+    def apply(tokens: mx.array, logits: mx.array) -> mx.array:
+        try:
+            if running.raw_logprobs is not None:
+                running.raw_logprobs.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+            for change in changes:
+                logits = change(tokens, logits)
+        except Exception as error:  # noqa: BLE001 - see above
+            running.failure = error
+        return logits
+
+    return [apply]
