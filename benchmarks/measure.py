@@ -29,12 +29,23 @@ Contender = Callable[[list[str], int], Sample]
 
 
 def alternate(contenders: dict[str, Contender], requests: int, tokens: int, rounds: int) -> dict[str, list[Sample]]:
-    """`rounds` runs of each contender in turn, so that a slow minute of the machine hits all of them alike."""
+    """`rounds` runs of each contender in turn, so that a slow minute of the machine hits all of them alike.
+
+    In one round all answer the same prompts: answers that end early make a batch smaller. The order turns each round.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    order = list(contenders)
     for _ in range(rounds):
-        for name, contender in contenders.items():
-            samples[name].append(contender(prompts(requests), tokens))
+        asked = prompts(requests)
+        for name in order:
+            samples[name].append(contenders[name](asked, tokens))
+        order = order[1:] + order[:1]
     return samples
+
+
+def median_ratio(values: Iterable[float], base: Iterable[float]) -> float:
+    """Median over the rounds of each value to that of the base in the same round."""
+    return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
 _asked = 0

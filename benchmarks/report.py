@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Sample, median
+from benchmarks.measure import Sample, median, median_ratio
 
 PACKAGES = ("forgellm", "mlx", "mlx-lm", "scipy-openblas32", "flask", "waitress")
 
@@ -29,28 +29,30 @@ class Report:
     def speeds(self, title: str, requests: int, samples: dict[str, list[Sample]], baseline: str) -> None:
         """A line for each contender: medians, and their ratios to the baseline's."""
         base = samples[baseline]
-        base_rate, base_first = median(s.tokens_per_s for s in base), median(s.first_s for s in base)
         for name, runs in samples.items():
-            rate, first = median(s.tokens_per_s for s in runs), median(s.first_s for s in runs)
+            rate = median_ratio([s.tokens_per_s for s in runs], [s.tokens_per_s for s in base])
+            first = median_ratio([s.first_s for s in runs], [s.first_s for s in base])
             self._line(
                 title,
                 {
                     "requests": requests,
                     "what": name,
-                    "tokens/s": round(rate, 1),
-                    "of bare" if baseline == "bare" else f"of {baseline}": round(rate / base_rate, 3),
-                    "first token (s)": round(first, 4),
-                    "of it": round(first / base_first, 3),
+                    "tokens": runs[0].tokens,
+                    "tokens/s": round(median(s.tokens_per_s for s in runs), 1),
+                    f"÷ {baseline}": round(rate, 3),
+                    "first token (s)": round(median(s.first_s for s in runs), 4),
+                    f"÷ {baseline}'s": round(first, 3),
                 },
             )
 
-    def ratio(self, title: str, requests: int, what: str) -> float:
-        """The ratio of tokens/s in a line of an earlier table."""
+    def ratios(self, title: str, requests: int, what: str) -> tuple[float, float]:
+        """Tokens/s and time to first token in a line of an earlier table, each as a ratio to the baseline's."""
         line = next(x for x in self.tables[title] if x["requests"] == requests and x["what"] == what)
-        return float(line[next(key for key in line if key.startswith("of ") and key != "of it")])
+        rate, first = (float(value) for key, value in line.items() if key.startswith("÷"))
+        return rate, first
 
     def value(self, title: str, what: str, value: float, unit: str) -> None:
-        self._line(title, {"what": what, "value": round(value, 4), "unit": unit})
+        self._line(title, {"what": what, "value": round(value, 2), "unit": unit})
 
     def goal(self, text: str, value: float, bound: float, *, at_least: bool) -> None:
         is_met = value >= bound if at_least else value <= bound
@@ -59,7 +61,8 @@ class Report:
     def show(self, title: str) -> None:
         """Print one table, as soon as it is whole."""
         lines = self.tables[title]
-        table = Table(title=title, title_justify="left", title_style="bold")
+        self.console.print(f"\n[bold]{title}[/bold]")
+        table = Table()
         for key in lines[0]:
             table.add_column(key, justify="left" if key in {"what", "unit", "goal"} else "right")
         for line in lines:
@@ -67,7 +70,8 @@ class Report:
         self.console.print(table)
 
     def show_goals(self) -> None:
-        table = Table(title="Goals", title_justify="left", title_style="bold")
+        self.console.print("\n[bold]Goals[/bold]")
+        table = Table()
         for key in ("goal", "measured", "met"):
             table.add_column(key)
         for goal in self.goals:
