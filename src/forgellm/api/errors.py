@@ -45,6 +45,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "model_failed": 503,
     "insufficient_memory": 503,
     "worker_died": 503,
+    "engine_unavailable": 503,
     "shutting_down": 503,
 }
 

@@ -1,0 +1,73 @@
+"""A real server over a real Supervisor on echo models, for the tests of the API: over HTTP, as a client sees it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+
+from forgellm import ModelConfig, Settings, Supervisor
+from forgellm.api.app import create_app
+from forgellm.api.gate import Gate
+from forgellm.api.http_server import HttpServer
+
+DEADLINE_S = 20.0
+GENERATE = "/api/model/generate"
+
+
+@dataclass(frozen=True)
+class Live:
+    pool: Supervisor
+    server: HttpServer
+    http: httpx2.Client
+
+    def load(self, model: str, **body: Any) -> dict[str, Any]:
+        """Load a model and wait until it is ready."""
+        response = self.http.post("/api/model/load", json={"model": model, "wait": True, **body})
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def status(self, model: str | None = None) -> dict[str, Any]:
+        response = self.http.get("/api/model/status", params={"model": model} if model else {})
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def generate(self, prompt: str = "hello there", **body: Any) -> httpx2.Response:
+        return self.http.post(GENERATE, json={"prompt": prompt, **body})
+
+    def events(self, prompt: str = "hello there", **body: Any) -> list[dict[str, Any]]:
+        """The lines of a stream."""
+        response = self.generate(prompt, stream=True, **body)
+        assert response.status_code == 200, response.text
+        return [msgspec.json.decode(line) for line in response.content.splitlines()]
+
+
+@contextmanager
+def live(folder: Path, models: dict[str, dict[str, Any]], **settings: Any) -> Iterator[Live]:
+    """Serve echo models, each with its knobs, on a free port."""
+    configs = {name: ModelConfig(source="echo", options=options) for name, options in models.items()}
+    wanted = Settings(port=0, models=configs, cache_dir=str(folder), **{"spare": False, "max_streams": 8, **settings})
+    gate = Gate(wanted.max_streams)
+    with Supervisor(wanted) as pool:
+        server = HttpServer(create_app(pool, wanted, gate), wanted, gate)
+        server.start()
+        try:
+            with httpx2.Client(base_url=server.url, timeout=DEADLINE_S, trust_env=False) as http:
+                yield Live(pool, server, http)
+        finally:
+            server.stop()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> float:
+    """Seconds until the condition held; fails after the timeout."""
+    started = time.monotonic()
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, "it did not happen in time"
+        pause.wait(0.01)
+    return time.monotonic() - started
