@@ -2,6 +2,7 @@
 
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,8 @@ def descriptors() -> set[str]:
 
 
 def held() -> tuple[set[str], set[str], set[str]]:
+    """Children, threads, descriptors. multiprocessing's resource tracker, once per process, is started first."""
+    resource_tracker.ensure_running()
     return children(), threads(), descriptors()
 
 
