@@ -10,6 +10,7 @@ from typing import Any
 
 from forgellm.catalog import safetensors
 from forgellm.catalog.config_file import read_object
+from forgellm.catalog.lock import exclusive
 from forgellm.errors import InvalidRequest, ModelInvalid, UnsupportedFormat
 
 CONFIG = "adapter_config.json"
@@ -104,14 +105,14 @@ def _linked(folder: Path, weights: Path, cache_dir: Path) -> Path:
     key = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
     target = cache_dir.expanduser() / "adapters" / f"{weights.stem}-{key}"
     links = {CONFIG: (folder / CONFIG).resolve(), WEIGHTS: source}
-    if all(_points_to(target / name, file) for name, file in links.items()):
-        return target
-    target.mkdir(parents=True, exist_ok=True)
-    for name, file in links.items():
-        temporary = target / f".{name}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(file)
-        temporary.replace(target / name)
+    if not all(_points_to(target / name, file) for name, file in links.items()):
+        with exclusive(target.with_name(target.name + ".lock"), timeout_s=10.0):
+            target.mkdir(exist_ok=True)
+            for name, file in links.items():
+                part = target / f".{name}.part"
+                part.unlink(missing_ok=True)
+                part.symlink_to(file)
+                part.replace(target / name)
     return target
 
 

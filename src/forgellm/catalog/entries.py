@@ -64,7 +64,13 @@ def _local(settings: Settings) -> Iterator[CatalogEntry]:
     root = models_root(settings)
     if root is None:
         return
-    trained = [path for kind in _TRAINED for path in sorted(root.glob(f"{kind}/*")) if path.is_dir()]
+    inside = root.resolve()
+    trained = [
+        path
+        for kind in _TRAINED
+        for path in sorted(root.glob(f"{kind}/*"))
+        if path.is_dir() and path.resolve().is_relative_to(inside)
+    ]
     for path in dict.fromkeys([*model_files(root), *trained]):
         name = str(path.relative_to(root))
         kind = next((kind for kind in _TRAINED if path.parent == root / kind), None)

@@ -3,6 +3,7 @@
 Must not read tensor data: that is the converter's, in the worker.
 """
 
+import math
 from pathlib import Path
 
 from forgellm.catalog.gguf import GGUFHeader
@@ -18,6 +19,7 @@ _BOUNDS = {
     "llama.context_length": (1, 1 << 40),
 }
 _DEFAULTED = ("llama.attention.head_count_kv", "llama.attention.key_length", "llama.context_length")
+_POSITIVE = ("llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base", "llama.rope.scaling.factor")
 _TOKENIZERS = ("gpt2", "llama")
 
 
@@ -36,6 +38,10 @@ def check(path: Path, header: GGUFHeader) -> None:
             f"{path}: the tokenizer kind {kind!r} is not supported; {' and '.join(_TOKENIZERS)} are"
         )
     sizes = {key: _size(path, header, key, *bounds) for key, bounds in _BOUNDS.items()}
+    for key in _POSITIVE:
+        value = header.metadata.get(key, 1.0)
+        if not (type(value) is float and 0 < value < math.inf):
+            raise ModelInvalid(f"{path}: the metadata {key} is {str(value)[:50]}; it must be a positive number")
     _check_shapes(path, header, sizes)
 
 

@@ -17,23 +17,35 @@ _POLL_S = 0.05
 def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` (made if missing, never removed: its inode is the lock) for the block.
 
-    The system frees it when the process dies, whatever the cause. Raises Unavailable after `timeout_s` seconds.
+    The system frees it when the process dies, whatever the cause. Raises Unavailable after `timeout_s` seconds, and
+    for an OSError in the block: a cache folder that cannot be written, or a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout_s
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Unavailable(
-                        f"another process has held {path} for more than {timeout_s:.0f} s; try again when it is done",
-                        retry_after_s=10.0,
-                    ) from None
-                time.sleep(_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _wait_for(descriptor, path, timeout_s)
+            yield
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write into the cache folder {path.parent}: {error.strerror or error}; make room there, or set "
+            "cache_dir to another folder",
+            retry_after_s=30.0,
+        ) from error
+
+
+def _wait_for(descriptor: int, path: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Unavailable(
+                    f"another process has held {path} for more than {timeout_s:.0f} s; try again when it is done",
+                    retry_after_s=10.0,
+                ) from None
+        time.sleep(_POLL_S)

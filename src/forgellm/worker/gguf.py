@@ -98,7 +98,10 @@ def _convert(path: Path, header: GGUFHeader, part: Path, progress: Callable[[flo
     if quantization:
         config["quantization"] = {"group_size": _GROUP, "bits": 4, **quantization}  # every module has its own bits
     progress(0.9, "writing the converted model")
-    mx.save_safetensors(str(part / "model.safetensors"), weights, {"format": "mlx"})
+    try:
+        mx.save_safetensors(str(part / "model.safetensors"), weights, {"format": "mlx"})
+    except RuntimeError as error:  # how mlx reports what the system said of the file
+        raise OSError(f"{part / 'model.safetensors'}: {error}") from error
     (part / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
     for written in part.iterdir():
         _flush(written)
