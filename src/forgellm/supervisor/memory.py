@@ -20,7 +20,7 @@ def footprint_bytes(pid: int) -> int | None:
             return ctypes.c_uint64.from_buffer(buffer, _FOOTPRINT_OFFSET).value
     try:
         process = psutil.Process(pid)
-        return int(process.memory_full_info().uss)
+        return int(process.memory_full_info().uss) or None  # 0: it is on its way out, its memory given back already
     except psutil.AccessDenied:
         return int(process.memory_info().rss)
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -6,6 +6,7 @@ only `max_tokens` matters here.
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +45,9 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     crash_if_prompt_has: str | None = None  # kills itself when such a request joins
     fail_at_token: int | None = None  # that request fails, the worker lives
     print_at_load: str | None = None  # to the worker's stderr, flushed
+    modules_to_log: bool = False  # the names of all imported modules, to stderr, at load
+    fork_at_load: bool = False  # a grandchild that keeps the worker's pipes open
+    close_channel_at_prompt: str | None = None  # closes every descriptor, and lives on
     ignore_unload: bool = False
     ignore_sigterm: bool = False
 
@@ -85,10 +89,15 @@ class EchoEngine:
         self._max_batch = options.max_batch
         if self._knobs.print_at_load:
             os.write(2, self._knobs.print_at_load.encode() + b"\n")
+        if self._knobs.modules_to_log:
+            os.write(2, f"modules: {' '.join(sorted(sys.modules))}\n".encode())
         if self._knobs.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._knobs.allocate_bytes:
             self._held = os.urandom(1 << 10) * (self._knobs.allocate_bytes >> 10)
+        if self._knobs.fork_at_load and os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
         for tick in range(LOAD_TICKS):
             progress(tick / LOAD_TICKS, "reading weights")
             time.sleep(self._knobs.load_s / LOAD_TICKS)
@@ -114,6 +123,9 @@ class EchoEngine:
         knobs = self._knobs
         if knobs.crash_if_prompt_has and knobs.crash_if_prompt_has in prompt:
             _die(knobs.crash_signal)
+        if knobs.close_channel_at_prompt and knobs.close_channel_at_prompt in prompt:
+            os.closerange(3, 1 << 16)
+            time.sleep(600)
         text = prompt if knobs.text is None else knobs.text
         now = time.monotonic()
         self._running[request.request_id] = _Running(request, _tokens(text), len(prompt.split()), now, knobs.prefill_s)

@@ -1,0 +1,25 @@
+"""Pools of real worker processes on the echo engine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgellm import ModelConfig, Settings, Supervisor
+
+StartPool = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def start_pool(tmp_path: Path) -> Iterator[StartPool]:
+    """Start a Supervisor whose models are echo models: start_pool(a={"tokens_per_s": 50}, _settings={...})."""
+    with ExitStack() as stack:
+
+        def start(_settings: dict[str, Any] | None = None, /, **models: dict[str, Any]) -> Supervisor:
+            configs = {name: ModelConfig(source="echo", options=options) for name, options in models.items()}
+            settings = Settings(models=configs, cache_dir=str(tmp_path), **(_settings or {}))
+            return stack.enter_context(Supervisor(settings))
+
+        yield start

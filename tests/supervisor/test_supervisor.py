@@ -1,0 +1,305 @@
+"""The supervisor with real worker processes, on the echo engine."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import StartPool
+from forgellm import Supervisor
+from forgellm.errors import (
+    ForgeLLMError,
+    InvalidRequest,
+    ModelInvalid,
+    ModelLoading,
+    ModelNotFound,
+    ModelNotLoaded,
+    ShuttingDown,
+    WorkerDied,
+)
+from forgellm.states import WorkerState
+from forgellm.supervisor import WorkerStatus
+
+pytestmark = pytest.mark.process
+
+WORDS = " ".join(str(number) for number in range(100_000))
+DEADLINE_S = 20.0
+
+
+def worker(pool: Supervisor, model: str = "e", replica: int = 1) -> WorkerStatus:
+    found = pool.status().model(model)
+    assert found is not None
+    return found.workers[replica - 1]
+
+
+def pid(pool: Supervisor, model: str = "e", replica: int = 1) -> int:
+    number = worker(pool, model, replica).pid
+    assert number is not None
+    return number
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> float:
+    """Seconds until the condition held; fails after the timeout."""
+    started = time.monotonic()
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, "it did not happen in time"
+        pause.wait(0.002)
+    return time.monotonic() - started
+
+
+def is_ready(pool: Supervisor, life_after: int, model: str = "e") -> bool:
+    return worker(pool, model).life > life_after and worker(pool, model).state is WorkerState.READY
+
+
+def test_a_loaded_model_answers_token_by_token(start_pool: StartPool) -> None:
+    pool = start_pool(e={})
+    loaded = pool.load("e")
+    assert loaded.loading_time_s is not None
+    generation = pool.generate("e", "one two three")
+    assert [token.text for token in generation] == ["one", " two", " three"]
+    assert generation.finish_reason == "stop"
+    assert generation.usage is not None
+    assert generation.usage.completion_tokens == 3
+
+
+def test_errors_of_a_request_arrive_at_its_reader(start_pool: StartPool) -> None:
+    pool = start_pool(e={"fail_at_token": 1})
+    with pytest.raises(ModelNotLoaded):
+        pool.generate("e", "one two").result()
+    pool.load("e")
+    with pytest.raises(InvalidRequest, match="empty") as caught:
+        pool.generate("e", " ").result()
+    assert caught.value.field == "prompt"
+    with pytest.raises(ForgeLLMError, match="fail_at_token"):
+        pool.generate("e", "one two").result()
+    with pytest.raises(InvalidRequest, match="temprature"):
+        pool.generate("e", "one", temprature=1)
+
+
+def test_a_name_that_is_not_known_is_refused_before_anything_changes(start_pool: StartPool) -> None:
+    pool = start_pool(e={})
+    pool.load("e")
+    before = pid(pool)
+    with pytest.raises(ModelNotFound):
+        pool.load("no-such-model")
+    assert pool.status().current == "e"
+    assert pid(pool) == before
+
+
+def test_a_load_that_fails_says_why_and_leaves_no_process(start_pool: StartPool) -> None:
+    pool = start_pool({"spare": False}, e={"load_error": "model_invalid: the header is cut", "print_at_load": "boo"})
+    with pytest.raises(ModelInvalid, match="the header is cut"):
+        pool.load("e")
+    assert worker(pool).state is WorkerState.FAILED
+    assert workers_of(pool) == []
+
+
+def test_a_death_in_the_first_load_is_told_with_the_last_log_line(start_pool: StartPool) -> None:
+    pool = start_pool(e={"die_in_load": "SIGSEGV", "print_at_load": "[METAL] Insufficient Memory"})
+    with pytest.raises(WorkerDied, match=r"(?s)SIGSEGV.*last log line"):
+        pool.load("e")
+
+
+def test_a_load_can_be_waited_for_or_not(start_pool: StartPool) -> None:
+    pool = start_pool(e={"load_s": 0.5})
+    assert pool.load("e", wait=False).loading_time_s is None
+    with pytest.raises(ModelLoading):
+        pool.load("e", timeout_s=0.01)
+    assert pool.load("e").loading_time_s is not None
+
+
+def test_a_killed_worker_is_noticed_respawned_and_serves(start_pool: StartPool) -> None:
+    pool = start_pool(e={"tokens_per_s": 200.0})
+    pool.load("e")
+    generation = pool.generate("e", WORDS)
+    next(generation)
+    life = worker(pool).life
+    os.kill(pid(pool), signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        list(generation)
+    assert pool.generate("e", "after the death").result().text == "after the death"
+    assert worker(pool).life > life
+    assert worker(pool).restarts == 1
+
+
+def test_leaving_a_generation_early_ends_it_in_the_worker(start_pool: StartPool) -> None:
+    """Also without close(): the last reference is enough."""
+    pool = start_pool(e={"tokens_per_s": 100.0})
+    pool.load("e")
+    for token in pool.generate("e", WORDS):
+        assert token.text == "0"
+        break
+    wait_until(lambda: worker(pool).in_flight == 0)
+    with pool.generate("e", WORDS) as generation:
+        next(generation)
+    wait_until(lambda: generation.finish_reason == "abort")
+
+
+def test_two_models_answer_at_the_same_time_and_one_unload_leaves_the_other_alone(start_pool: StartPool) -> None:
+    pool = start_pool(a={"tokens_per_s": 200.0, "allocate_bytes": 200 << 20}, b={"tokens_per_s": 200.0})
+    pool.load("a")
+    pool.load("b")
+    text = " ".join(map(str, range(200)))
+    first, second = pool.generate("a", "short one"), pool.generate("b", text)
+    assert first.result().text == "short one"
+    before = psutil.Process(pid(pool, "a")).memory_info().rss
+    gone = psutil.Process(pid(pool, "a"))
+    freed = pool.unload("a").freed_bytes
+    assert before > 200 << 20
+    assert freed > 200 << 20
+    assert not gone.is_running()
+    assert second.result().text == text
+
+
+def test_replicas_share_the_load_and_outlive_each_other(start_pool: StartPool) -> None:
+    pool = start_pool(e={"tokens_per_s": 50.0})
+    pool.load("e", replicas=2)
+    text = " ".join(map(str, range(50)))
+    generations = [pool.generate("e", text) for _ in range(4)]
+    for generation in generations:
+        next(generation)
+    assert [worker(pool, replica=n).in_flight for n in (1, 2)] == [2, 2]
+    os.kill(pid(pool, replica=1), signal.SIGKILL)
+    ends = []
+    for generation in generations:
+        try:
+            ends.append(generation.result().finish_reason)
+        except WorkerDied:
+            ends.append("error")
+    assert sorted(ends) == ["error", "error", "stop", "stop"]
+
+
+def test_a_worker_that_ignores_unload_and_sigterm_is_killed(start_pool: StartPool) -> None:
+    pool = start_pool(
+        {"unload_timeout_s": 0.2, "term_timeout_s": 0.2}, e={"ignore_unload": True, "ignore_sigterm": True}
+    )
+    pool.load("e")
+    assert pool.unload("e").forced
+
+
+def test_a_worker_that_closes_its_channel_but_lives_is_killed(start_pool: StartPool) -> None:
+    pool = start_pool(e={"close_channel_at_prompt": "hang up"})
+    pool.load("e")
+    life = worker(pool).life
+    with pytest.raises(WorkerDied):
+        pool.generate("e", "hang up").result()
+    wait_until(lambda: is_ready(pool, life))
+
+
+def test_a_grandchild_that_holds_the_pipes_does_not_hide_a_death(start_pool: StartPool) -> None:
+    pool = start_pool(e={"fork_at_load": True})
+    pool.load("e")
+    life, number = worker(pool).life, pid(pool)
+    (grandchild,) = psutil.Process(number).children()
+    os.kill(number, signal.SIGKILL)
+    wait_until(lambda: is_ready(pool, life))
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_warm_spare_takes_over(start_pool: StartPool) -> None:
+    pool = start_pool(e={})
+    pool.load("e")
+    wait_until(lambda: pool.status().spare_is_warm)
+    spare = pool.status().spare_pid
+    life = worker(pool).life
+    os.kill(pid(pool), signal.SIGKILL)
+    wait_until(lambda: is_ready(pool, life))
+    assert pid(pool) == spare
+
+
+def test_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody(start_pool: StartPool, tmp_path: Path) -> None:
+    pool = start_pool({"log_bytes": 10_000}, e={"print_at_load": "x" * 200_000})
+    pool.load("e")
+    logs = tmp_path / "logs"
+    wait_until(lambda: sum(log.stat().st_size for log in logs.iterdir()) < 10_000)
+    assert pool.generate("e", "still here").result().text == "still here"
+
+
+def test_footprints_of_the_workers_are_in_the_status(start_pool: StartPool) -> None:
+    pool = start_pool(e={"allocate_bytes": 50 << 20})
+    pool.load("e")
+    wait_until(lambda: worker(pool).memory.footprint_bytes > 50 << 20)
+    assert worker(pool).memory.mlx_active_bytes == 50 << 20
+
+
+def test_stop_aborts_what_runs_and_leaves_nothing(start_pool: StartPool) -> None:
+    pool = start_pool(e={"tokens_per_s": 100.0})
+    pool.load("e")
+    generation = pool.generate("e", WORDS)
+    next(generation)
+    pids = workers_of(pool)
+    pool.stop()
+    assert generation.result().finish_reason == "abort"
+    assert not any(psutil.pid_exists(number) for number in pids)
+    with pytest.raises(ShuttingDown):
+        pool.generate("e", "too late").result()
+    with pytest.raises(ShuttingDown):
+        pool.load("e")
+
+
+@pytest.mark.chaos
+def test_chaos_033_a_request_to_a_worker_that_dies_this_instant_always_ends(start_pool: StartPool) -> None:
+    pool = start_pool({"crash_budget": 1000, "backoff_max_s": 0.0}, e={"tokens_per_s": 100.0})
+    pool.load("e")
+    for _ in range(30):
+        life, number = worker(pool).life, pid(pool)
+        killer = threading.Thread(target=os.kill, args=(number, signal.SIGKILL))
+        killer.start()
+        with contextlib.suppress(WorkerDied):
+            assert pool.generate("e", "one two").result().text == "one two"
+        killer.join()
+        wait_until(lambda life=life: is_ready(pool, life))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_200_kills_at_random_moments_are_all_noticed_and_survived(start_pool: StartPool) -> None:
+    """Every death noticed, every respawn serves; no orphan, no leaked thread, descriptor or semaphore."""
+    pool = start_pool({"crash_budget": 10_000, "backoff_max_s": 0.0}, e={"tokens_per_s": 500.0})
+    pool.load("e")
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    pause = threading.Event()
+    baseline: tuple[int, int, int] | None = None
+    noticed = []
+    for kill in range(200):
+        generation = pool.generate("e", WORDS)
+        next(generation)
+        pause.wait(dice.random() * 0.02)
+        life, number = worker(pool).life, pid(pool)
+        killed = time.monotonic()
+        os.kill(number, signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            list(generation)
+        noticed.append(time.monotonic() - killed)
+        wait_until(lambda life=life: is_ready(pool, life))
+        assert pool.generate("e", f"kill {kill}").result().text == f"kill {kill}"
+        if kill == 20:
+            wait_until(lambda: pool.status().spare_is_warm)
+            baseline = held()
+    wait_until(lambda: pool.status().spare_is_warm)
+    wait_until(lambda: len(workers_of(pool)) == 2)
+    noticed.sort()
+    print(f"noticed after p50 {noticed[100] * 1000:.1f} ms, p99 {noticed[197] * 1000:.1f} ms")
+    assert baseline is not None
+    wait_until(lambda: all(now <= then + 1 for now, then in zip(held(), baseline, strict=True)))
+
+
+def workers_of(pool: Supervisor) -> list[int]:
+    """Pids of all worker processes, the spare included."""
+    return list(pool._crew.pids().values()) if pool._crew else []
+
+
+def held() -> tuple[int, int, int]:
+    """(descriptors, threads, named semaphores) of this process."""
+    semaphores = len(list(Path("/dev/shm").glob("sem.*"))) if Path("/dev/shm").exists() else 0
+    return psutil.Process().num_fds(), threading.active_count(), semaphores

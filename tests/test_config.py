@@ -1,0 +1,78 @@
+"""Settings: where they come from, which wins, and how a mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from forgellm.config import Settings, json_schema, load_settings
+from forgellm.errors import ConfigError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "forgellm.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_beat_variables_and_variables_beat_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "port = 1\nmax_queue = 1\nmax_batch = 1\n")
+    settings = load_settings(path, {"FORGELLM_PORT": "2", "FORGELLM_MAX_QUEUE": "2"}, {"port": 3, "max_batch": None})
+    assert (settings.port, settings.max_queue, settings.max_batch) == (3, 2, 1)
+
+
+def test_variables_are_read_in_the_type_of_their_field() -> None:
+    env = {
+        "FORGELLM_SPARE": "false",
+        "FORGELLM_DRAIN_TIMEOUT_S": "1.5",
+        "FORGELLM_CORS_ORIGINS": "http://a, http://b",
+        "FORGELLM_MODELS": '{"tiny": {"source": "/tiny"}}',
+        "FORGELLM_URL": "belongs to the command line",
+        "UNRELATED": "x",
+    }
+    settings = load_settings(env=env)
+    assert settings.spare is False
+    assert settings.drain_timeout_s == 1.5
+    assert settings.cors_origins == ["http://a", "http://b"]
+    assert settings.models["tiny"].source == "/tiny"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", ["prot"]),
+        ("[models.tiny]\nsorce = 'x'", ["sorce", "models"]),
+        ("[models.tiny]\nsource = 'x'\nreplicas = 0", ["models", "replicas"]),
+        ("port = 'high'", ["port", "int"]),
+        ("port = 99999", ["port", "65535"]),
+        ("port = ", ["TOML"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_path(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {})
+    assert all(word in str(caught.value) for word in [*words, str(path)])
+
+
+def test_a_mistake_in_a_variable_names_the_variable() -> None:
+    with pytest.raises(ConfigError, match="FORGELLM_PORT"):
+        load_settings(env={"FORGELLM_PORT": "high"})
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings(tmp_path / "nowhere.toml", {})
+
+
+def test_the_schema_explains_every_setting() -> None:
+    definitions = json_schema()["$defs"]
+    for name in ("Settings", "ModelConfig"):
+        for field, described in definitions[name]["properties"].items():
+            assert described.get("description") or "anyOf" in described, f"{name}.{field} has no line of doc"
+
+
+def test_folders_follow_the_cache_folder() -> None:
+    settings = Settings(cache_dir="~/x")
+    assert settings.log_path == Path("~/x/logs").expanduser()
+    assert Settings(log_dir="/logs").log_path == Path("/logs")
+    assert Settings().cache_path.name == "forgellm"
