@@ -98,15 +98,11 @@ def _as_f32(value: mx.array) -> mx.array:
 
 def _dequantised(module: nn.Module) -> nn.Module:
     """The dense module of the same meaning, lazily; `module` itself if it is not one of the quantised kinds."""
-    kinds: list[tuple[type[nn.Module], type[nn.Module]]] = [
-        (nn.QuantizedEmbedding, nn.Embedding),
-        (nn.QuantizedLinear, nn.Linear),
-        (QuantizedSwitchLinear, SwitchLinear),
-    ]
-    for packed, dense in kinds:
+    for packed, dense in _DENSE:
         if isinstance(module, packed) and "global_scale" not in module:
             biases = module.get("biases")
-            weight = mx.dequantize(
+            made = dense()
+            made.weight = mx.dequantize(
                 module.weight,
                 _as_f32(module.scales),
                 None if biases is None else _as_f32(biases),
@@ -114,10 +110,15 @@ def _dequantised(module: nn.Module) -> nn.Module:
                 module.bits,
                 module.mode,
             )
-            made: nn.Module = object.__new__(dense)  # its __init__ would fill a weight of this size with random numbers
-            nn.Module.__init__(made)
-            made.weight = weight
             if "bias" in module:
                 made.bias = module.bias
             return made
     return module
+
+
+# How to make the dense twin of each quantised kind; its first weight is replaced at once, and never computed.
+_DENSE: tuple[tuple[type[nn.Module], Callable[[], nn.Module]], ...] = (
+    (nn.QuantizedEmbedding, lambda: nn.Embedding(1, 1)),
+    (nn.QuantizedLinear, lambda: nn.Linear(1, 1, bias=False)),
+    (QuantizedSwitchLinear, lambda: SwitchLinear(1, 1, 1, bias=False)),
+)

@@ -264,7 +264,8 @@ class MLXEngine:
         if not batch.prefilling:
             return generator.next()  # type: ignore[no-any-return]
         prompts = min(len(batch.prefilling), generator.prefill_batch_size)
-        generator.prefill_step_size = self._pace.tokens(prompts * batches)
+        is_alone = batches == 1 and len(batch.prefilling) == len(batch.running)
+        generator.prefill_step_size = self._pace.tokens(prompts * batches, is_alone=is_alone)
         with generator.stats() as stats:
             result = generator.next()
         self._pace.observe(stats.prompt_tokens, stats.prompt_time)

@@ -19,24 +19,33 @@ MIN_CHUNK_TOKENS = 16
 
 
 class PrefillPace:
-    """How many prompt tokens fit into `chunk_s` seconds, learnt from the chunks so far; starts small."""
+    """How many prompt tokens fit into one chunk, by the tokens per second of the chunks so far; starts small.
+
+    A chunk may take `chunk_s` while other streams wait for it, and twice that while none does: larger chunks are
+    faster (demo model, two cores: 172 tokens/s in chunks of 80, 221 in one of 376).
+    """
 
     def __init__(self, chunk_s: float) -> None:
         self._chunk_s = chunk_s
-        self._tokens = 64.0
+        self._tokens_per_s: float | None = None
+        self._asked = MIN_CHUNK_TOKENS
 
-    def tokens(self, prompts: int) -> int:
-        """Tokens of each of `prompts` to process in the next chunk."""
-        return max(1, int(self._tokens) // prompts)
+    def tokens(self, prompts: int, *, is_alone: bool) -> int:
+        """Tokens of each of `prompts` to process in the next chunk, 16 to 2048 for all of them together."""
+        seconds = self._chunk_s * (2 if is_alone else 1)
+        fitting = int((self._tokens_per_s or 0.0) * seconds)
+        self._asked = min(max(fitting, MIN_CHUNK_TOKENS), MAX_CHUNK_TOKENS)
+        return max(1, self._asked // prompts)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """A chunk took so long. Grows fourfold at most, because short chunks say little about long ones."""
+        """A chunk took so long. The short last chunk of a prompt is slow for its size, and does not slow the pace."""
         if tokens <= 0 or seconds <= 0:
             return
-        fitting = tokens / seconds * self._chunk_s
-        wanted = min(max(0.5 * (self._tokens + fitting), MIN_CHUNK_TOKENS), MAX_CHUNK_TOKENS, 4 * self._tokens)
-        if wanted < self._tokens or 2 * tokens >= self._tokens:  # a short prompt is no reason to grow
-            self._tokens = wanted
+        measured = tokens / seconds
+        if self._tokens_per_s is None:
+            self._tokens_per_s = measured
+        elif measured > self._tokens_per_s or 2 * tokens >= self._asked:
+            self._tokens_per_s = 0.5 * (self._tokens_per_s + measured)
 
 
 @dataclass(slots=True)
