@@ -6,7 +6,23 @@ faster. Nothing here knows how a message travels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+# What a parameter may be, wherever it is checked: in a request's body, or in a Python call.
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Temperature = Annotated[float, Meta(ge=0, le=5)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+StopStrings = Annotated[tuple[StopString, ...], Meta(max_length=64)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 
 EngineName = Literal["mlx", "echo"]
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -14,7 +30,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen, and when to stop. Values are validated at the edge, and trusted here.
+    """How the next token is chosen, and when to stop. The types say what is allowed; checked at the edge, trusted here.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 and the other penalties 0 switch
     each filter off. `seed` is always set by the time a request reaches a worker: randomness is a function of (seed,
@@ -22,18 +38,18 @@ class Sampling:
     `logprobs` None: none; n: that of the chosen token and of the n likeliest ones (0 to 20).
     """
 
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    logprobs: int | None = None
+    max_tokens: Tokens = 512
+    temperature: Temperature = 0.0
+    top_p: Share = 1.0
+    top_k: TopK = 0
+    min_p: Share = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: tuple[tuple[TokenId, Bias], ...] = ()
+    stop: StopStrings = ()
+    seed: Seed | None = None
+    logprobs: TopLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,8 +80,27 @@ def test_errors_of_a_request_arrive_at_its_reader(start_pool: StartPool) -> None
     assert caught.value.field == "prompt"
     with pytest.raises(ForgeLLMError, match="fail_at_token"):
         pool.generate("e", "one two").result()
-    with pytest.raises(InvalidRequest, match="temprature"):
-        pool.generate("e", "one", temprature=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temprature", 1),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("max_tokens", 0),
+        ("max_tokens", 2**63),
+        ("top_p", 2),
+        ("stop", ""),
+        ("seed", 2**70),
+        ("logit_bias", {1: 1000}),
+        ("logprobs", 21),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Supervisor().generate("e", "one", **{name: value})
+    assert caught.value.field == name
 
 
 def test_a_name_that_is_not_known_is_refused_before_anything_changes(start_pool: StartPool) -> None:

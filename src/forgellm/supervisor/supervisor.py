@@ -7,14 +7,17 @@ answer. Must not import mlx, flask, or anything that does.
 import atexit
 import logging
 import queue
+import secrets
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import psutil
 
 from forgellm import catalog
@@ -191,6 +194,9 @@ class Supervisor:
 
     def submit(self, request: Request) -> Generation:
         """Run a request. Raises nothing: every error arrives through the Generation."""
+        if request.sampling.seed is None:  # chosen once, here: the same text again wherever the request is run again
+            sampling = replace(request.sampling, seed=secrets.randbits(63))
+            request = replace(request, sampling=sampling)
         generation = Generation(request.request_id, request.model, self.abort)
         self._readers[request.request_id] = weakref.ref(generation)
         self._post(lambda now: self._pool.submit(request, now))
@@ -209,10 +215,6 @@ class Supervisor:
 
         `template` False gives a text to the model as it is, without its chat template. Raises InvalidRequest for a
         parameter that does not exist or cannot be."""
-        try:
-            chosen = Sampling(**sampling)
-        except TypeError as error:
-            raise InvalidRequest(f"{error}; parameters are {', '.join(Sampling.__slots__)}") from error
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
         request = Request(
             request_id=f"gen-{uuid.uuid4().hex}",
@@ -220,7 +222,7 @@ class Supervisor:
             messages=messages,
             template=template,
             max_kv_size=max_kv_size,
-            sampling=chosen,
+            sampling=_sampling(sampling),
         )
         return self.submit(request)
 
@@ -344,6 +346,24 @@ class Supervisor:
         """Nobody will answer any more: say so to all who wait."""
         for to in list(self._readers):
             self._deliver(to, ShuttingDown("the supervisor is not running"))
+
+
+def _sampling(given: dict[str, Any]) -> Sampling:
+    """The checked parameters of a Python call: `stop` may be one string, `logit_bias` a mapping, None the default."""
+    values = {name: value for name, value in given.items() if value is not None}
+    known = [field.name for field in fields(Sampling)]
+    for name in values:
+        if name not in known:
+            raise InvalidRequest(f"there is no parameter {name}; there are {', '.join(known)}", field=name)
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    if isinstance(values.get("logit_bias"), Mapping):
+        values["logit_bias"] = tuple(values["logit_bias"].items())
+    try:
+        return msgspec.convert(values, Sampling)
+    except msgspec.ValidationError as error:
+        name = str(error).partition("$.")[2].partition("`")[0].partition("[")[0]
+        raise InvalidRequest(str(error), field=name or None) from error
 
 
 class _TicketScope:
