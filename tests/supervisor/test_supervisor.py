@@ -15,6 +15,7 @@ import pytest
 from conftest import StartPool
 from forgellm import Supervisor
 from forgellm.errors import (
+    EngineUnavailable,
     ForgeLLMError,
     InvalidRequest,
     ModelInvalid,
@@ -26,6 +27,7 @@ from forgellm.errors import (
 )
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from model_files import llama_folder
 
 pytestmark = pytest.mark.process
 
@@ -322,3 +324,17 @@ def held() -> tuple[int, int, int]:
     """(descriptors, threads, named semaphores) of this process."""
     semaphores = len(list(Path("/dev/shm").glob("sem.*"))) if Path("/dev/shm").exists() else 0
     return psutil.Process().num_fds(), threading.active_count(), semaphores
+
+
+@pytest.mark.chaos
+def test_chaos_004_an_engine_that_cannot_be_imported_fails_the_load_with_its_text(
+    start_pool: StartPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken install is told, and not tried again and again; the spare gives up as well."""
+    (tmp_path / "stub" / "mlx_lm").mkdir(parents=True)
+    (tmp_path / "stub" / "mlx_lm" / "__init__.py").write_text("raise ImportError('libmlx is broken')")
+    monkeypatch.syspath_prepend(tmp_path / "stub")
+    pool = start_pool()
+    with pytest.raises(EngineUnavailable, match="libmlx is broken"):
+        pool.load(str(llama_folder(tmp_path / "llama")))
+    wait_until(lambda: workers_of(pool) == [])

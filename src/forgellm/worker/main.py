@@ -162,23 +162,30 @@ class _Loop:
 
     def run(self) -> ExitCode:
         while True:
-            is_busy = self._engine.has_work()
+            code = self._turn()
+            if code is not None:
+                return code
+
+    def _turn(self) -> ExitCode | None:
+        """All commands that wait (or the next one, if there is nothing else to do), then one step."""
+        is_busy = self._engine.has_work()
+        while True:
             try:
-                while True:
-                    command = self._commands.get(block=not is_busy, timeout=MEMORY_REPORT_S)
-                    code = self._obey(command)
-                    if code is not None:
-                        return code
-                    is_busy = self._engine.has_work()
+                command = self._commands.get(block=not is_busy, timeout=MEMORY_REPORT_S)
             except queue.Empty:
-                pass
-            if self._engine.has_work():
-                chunks, news = self._engine.step()
-                for item in news:
-                    self._up.put(item)
-                if chunks:
-                    self._up.put(chunks)
-            self._report_memory()
+                break
+            code = self._obey(command)
+            if code is not None:
+                return code
+            is_busy = True
+        if self._engine.has_work():
+            chunks, news = self._engine.step()
+            for item in news:
+                self._up.put(item)
+            if chunks:
+                self._up.put(chunks)
+        self._report_memory()
+        return None
 
     def _obey(self, command: Command) -> ExitCode | None:
         match command:
