@@ -331,8 +331,8 @@ def test_chaos_004_an_engine_that_cannot_be_imported_fails_the_load_with_its_tex
     start_pool: StartPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken install is told, and not tried again and again; the spare gives up as well."""
-    (tmp_path / "stub" / "mlx_lm").mkdir(parents=True)
-    (tmp_path / "stub" / "mlx_lm" / "__init__.py").write_text("raise ImportError('libmlx is broken')")
+    (tmp_path / "stub" / "mlx").mkdir(parents=True)
+    (tmp_path / "stub" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx is broken')")
     monkeypatch.syspath_prepend(tmp_path / "stub")
     pool = start_pool()
     with pytest.raises(EngineUnavailable, match="libmlx is broken"):
