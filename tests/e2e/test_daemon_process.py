@@ -1,0 +1,153 @@
+"""The daemon from outside: what it holds, how it starts and stops, what it leaves behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from daemons import Daemon, daemon, still_running
+
+pytestmark = pytest.mark.e2e
+
+ECHO = '[models.e]\nsource = "echo"\npreload = true\n'
+MB = 1 << 20
+
+# Runs the daemon as its script does, and says what it holds when it is told to stop.
+WATCHED = """
+import atexit, json, os, sys
+from forgellm.daemon import main
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=open(os.environ["MODULES"], "w")))
+main()
+"""
+
+# Every Python below a daemon that finds this notes what it imports.
+SPY = """
+import os, sys
+notes = open(os.path.join(os.path.dirname(__file__), f"{os.getpid()}.txt"), "w", buffering=1)
+sys.addaudithook(lambda event, args: event == "import" and notes.write(f"{args[0]}\\n") and None)
+"""
+
+
+def wait_loaded(served: Daemon, model: str = "e") -> int:
+    """Wait until the model is ready; its worker's pid."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        status = served.http.get("/api/model/status", params={"model": model}).json()
+        if status["loaded"]:
+            return int(status["pid"])
+    raise AssertionError(status)
+
+
+def test_the_daemon_holds_no_mlx_and_little_memory(tmp_path, monkeypatch):
+    """It must outlive whatever happens to a model, so nothing of a model may be in it, after serving one either."""
+    modules = tmp_path / "modules.json"
+    monkeypatch.setenv("MODULES", str(modules))
+    with daemon(tmp_path, ECHO, start=[sys.executable, "-c", WATCHED]) as served:
+        wait_loaded(served)
+        for _ in range(20):
+            answer = served.http.post("/api/model/generate", json={"prompt": "a b c", "model": "e"})
+            assert answer.json()["text"] == "a b c"
+        assert psutil.Process(served.process.pid).memory_info().rss < 70 * MB
+        assert served.stop() == 0
+    held = json.loads(modules.read_text())
+    assert "flask" in held
+    heavy = {"mlx", "mlx_lm", "transformers", "tokenizers", "numpy", "torch", "rich", "httpx2"}
+    assert heavy.isdisjoint(name.partition(".")[0] for name in held)
+
+
+def test_a_live_worker_holds_no_web_server(tmp_path):
+    """What a worker has mapped and imported is its model's, so that it starts fast and a web bug cannot be in it."""
+    spy = tmp_path / "spy"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY, "utf-8")
+    command = [sys.executable, "-c", "from forgellm.daemon import main; main()"]
+    with daemon(tmp_path, ECHO, start=["env", f"PYTHONPATH={spy}", *command]) as served:
+        pid = wait_loaded(served)
+        assert served.http.post("/api/model/unload", json={}).status_code == 200
+        assert served.stop() == 0
+    held = (spy / f"{pid}.txt").read_text("utf-8").split()
+    assert "forgellm.worker.echo" in held
+    web = {"flask", "werkzeug", "waitress", "click"}
+    assert web.isdisjoint(name.partition(".")[0] for name in held)
+    assert not any(name.startswith(("forgellm.api", "forgellm.cli", "forgellm.daemon")) for name in held)
+
+
+def test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "forgellm.daemon", "--port", str(port), "--model", "echo"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        took_s = time.monotonic() - begun
+    assert run.returncode == 3
+    assert f"in use by process {os.getpid()}" in run.stderr
+    assert "starting" not in run.stderr
+    assert took_s < 5  # under a second on a machine that is not busy with tests
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(tmp_path, number):
+    with daemon(tmp_path, ECHO) as served:
+        wait_loaded(served)
+        family = served.family()
+        assert len(family) >= 2  # a worker and the guardian
+        begun = time.monotonic()
+        assert served.stop(number) == 0
+        assert time.monotonic() - begun < 10
+        assert still_running(family) == []
+
+
+def test_a_signal_during_a_load_and_a_stream_stops_it_too(tmp_path):
+    toml = ECHO + 'options = {prefill_s = 60.0}\n[models.slow]\nsource = "echo"\noptions = {load_s = 60.0}\n'
+    with daemon(tmp_path, toml, "--model", "slow") as served:
+        wait_loaded(served)
+        raw = b'{"prompt": "x", "model": "e"}'
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(b"POST /api/model/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            sock.sendall(b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
+            while served.http.get("/api/model/status", params={"model": "e"}).json()["in_flight"] == 0:
+                pass
+            family = served.family()
+            assert served.stop() == 0
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"shutting_down" in answer
+        assert still_running(family) == []
+
+
+def test_killing_the_daemon_leaves_nothing(tmp_path):
+    with daemon(tmp_path, ECHO) as served:
+        wait_loaded(served)
+        family = served.family()
+        assert served.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert still_running(family, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "flags", "says"),
+    [
+        ("prot = 1\n", (), "prot"),
+        ("port = 99999\n", (), "port"),
+        ("", ("--host", "0.0.0.0"), "API keys"),  # noqa: S104
+        ("", ("--model", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_settings_that_cannot_be_used_end_it_with_2_and_one_line(tmp_path: Path, toml, flags, says):
+    config = tmp_path / "bad.toml"
+    config.write_text(toml, "utf-8")
+    command = [sys.executable, "-m", "forgellm.daemon", "--config", str(config), *flags]
+    if "port" not in toml:
+        command += ["--port", "0"]
+    env = {**os.environ, "FORGELLM_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=env)
+    assert run.returncode == 2, run.stderr
+    assert says in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
