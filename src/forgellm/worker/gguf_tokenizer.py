@@ -20,7 +20,8 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
-_SPLIT = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2}
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+_SPLIT = {**dict.fromkeys(_LLAMA3_NAMES, _LLAMA3), "qwen2": _QWEN2}
 _PLAIN = ("gpt-2", "gpt2")
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
@@ -34,6 +35,9 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path, vocab
     themselves or the embedding's `vocab_size` rows.
     """
     vocabulary = _Vocabulary(path, metadata, vocab_size)
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise ModelInvalid(f"{path}: tokenizer.chat_template is not a text")
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         tokenizer = _byte_level(path, metadata, vocabulary)
@@ -43,7 +47,7 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path, vocab
         raise UnsupportedFormat(f"{path}: the tokenizer kind {kind!r} is not supported; gpt2 and llama are")
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in vocabulary.of_type(_USER_DEFINED)])
-    _add_bos(tokenizer, metadata, vocabulary, kind)
+    _add_bos(tokenizer, metadata, vocabulary)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {f"{name}_token": vocabulary.named(name) for name in ("bos", "eos", "unknown", "padding")}
     config = {
@@ -54,7 +58,7 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path, vocab
         "pad_token": names["padding_token"],
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata.get("llama.context_length", 2048),
-        "chat_template": metadata.get("tokenizer.chat_template"),
+        "chat_template": template,
     }
     _write(folder / "tokenizer_config.json", {key: value for key, value in config.items() if value is not None})
     _write(folder / "generation_config.json", {"eos_token_id": vocabulary.ends()})
@@ -114,7 +118,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], vocabulary: _Vocabulary
     known = vocabulary.ids
     if not all(first in known and second in known and first + second in known for first, second in pairs):
         raise ModelInvalid(f"{path}: tokenizer.ggml.merges names tokens that do not exist")
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
+    pre = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
     steps: list[Any]
     if pre in _SPLIT:
         steps = [pre_tokenizers.Split(Regex(_SPLIT[pre]), "isolated")]
@@ -133,7 +137,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], vocabulary: _Vocabulary
 def _sentencepiece(path: Path, metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> Tokenizer:
     """SentencePiece BPE: the best-scored pair merges first, unknown characters fall back to bytes."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens):
+    if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens) or not isinstance(scores[0], float):
         raise ModelInvalid(f"{path}: tokenizer.ggml.scores does not have one score for each token")
     ids = vocabulary.ids
     merges = []
@@ -157,9 +161,11 @@ def _sentencepiece(path: Path, metadata: Mapping[str, Any], vocabulary: _Vocabul
     return tokenizer
 
 
-def _add_bos(tokenizer: Tokenizer, metadata: Mapping[str, Any], vocabulary: _Vocabulary, kind: str) -> None:
+def _add_bos(tokenizer: Tokenizer, metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> None:
+    """Begin every text with bos where the file says so, or where llama.cpp takes it for granted."""
     bos = vocabulary.named("bos")
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+    by_default = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3_NAMES
+    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", by_default):
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.ids[bos])]
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, vocabulary.ids[bos])]
         )
