@@ -1,6 +1,7 @@
 """Model folders that are broken, lie, or want to run code: each is refused by name, in under a second, and nothing
 of it runs. The numbers are those of the project's list of faults."""
 
+import contextlib
 import json
 import pickle
 import struct
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import model_files
 from forgellm.catalog import resolve
@@ -144,6 +148,12 @@ BROKEN: dict[str, tuple[Break, type[ModelError], str]] = {
     "049 layers true": (config(num_hidden_layers=True), ModelInvalid, "num_hidden_layers"),
     "049 epsilon infinite": (config(rms_norm_eps=float("inf")), ModelInvalid, "rms_norm_eps"),
     "049 rope 0": (config(rope_theta=0), ModelInvalid, "rope_theta"),
+    "049 kv heads a list": (config(num_key_value_heads=[2, 2]), ModelInvalid, "num_key_value_heads"),
+    "049 sizes in a nested section only": (
+        config(hidden_size=None, text_config={"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40}),
+        ModelInvalid,
+        "hidden_size",
+    ),
     "050 a million layers": (config(num_hidden_layers=10**6), ModelInvalid, "num_hidden_layers"),
     "050 more layers than weights": (config(num_hidden_layers=1000), ModelInvalid, "another model"),
     "050 wider than its weights": (config(intermediate_size=1 << 20), ModelInvalid, "another model"),
@@ -217,6 +227,42 @@ def test_056_a_model_that_was_replaced_is_checked_again(settings: Settings, root
     file.write_bytes(b"GGUF")
     with pytest.raises(ModelInvalid):
         resolve("m.gguf", settings)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+keys = st.sampled_from(
+    [*model_files.CONFIG, "text_config", "quantization", "quantization_config", "auto_map", "architectures", "head_dim"]
+)
+
+
+@hypothesis.settings(
+    max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@given(values=st.dictionaries(keys, json_values, max_size=4))
+def test_whatever_a_config_says_only_errors_of_ours_come_out(
+    values: dict[str, Any], settings: Settings, root: Path
+) -> None:
+    folder = model_files.llama_folder(root / "x")
+    config(**values)(folder, root)
+    with contextlib.suppress(ModelError):
+        assert resolve("x", settings).parameters > 0
+
+
+def test_weights_packed_by_other_tools_are_counted_by_their_bits(settings: Settings, root: Path) -> None:
+    """AWQ and GPTQ pack eight weights in an int32 called qweight, which mlx-lm unpacks."""
+    folder = model_files.llama_folder(root / "x", quantization_config={"quant_method": "awq", "bits": 4})
+    shapes = {}
+    for name, shape in model_files.llama_shapes().items():
+        is_linear = len(shape) == 2 and "embed" not in name
+        shapes[name.replace("weight", "qweight") if is_linear else name] = (
+            (shape[1], shape[0] // 8) if is_linear else shape
+        )
+    (folder / "model.safetensors").write_bytes(model_files.tensors(shapes, "U32"))
+    assert resolve("x", settings).kind == "folder"
 
 
 @pytest.mark.model

@@ -59,6 +59,23 @@ def test_a_link_out_of_the_repository_is_refused(settings: Settings, repository:
         resolve("org/name", settings)
 
 
+def test_a_repository_of_one_gguf_file_is_that_file(settings: Settings, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--quant" / "snapshots" / REVISION
+    blob = snapshot.parent.parent / "blobs" / "b"
+    for folder in (snapshot, blob.parent, snapshot.parent.parent / "refs"):
+        folder.mkdir(parents=True)
+    (snapshot.parent.parent / "refs" / "main").write_text(REVISION)
+    blob.write_bytes(model_files.gguf(model_files.llama_metadata(), model_files.llama_tensors()))
+    (snapshot / "q.gguf").symlink_to(blob)
+    assert resolve("org/quant", settings).path == str(snapshot / "q.gguf")
+    outside = tmp_path / "outside.gguf"
+    blob.rename(outside)
+    (snapshot / "q.gguf").unlink()
+    (snapshot / "q.gguf").symlink_to(outside)
+    with pytest.raises(ModelInvalid, match="link out"):
+        resolve("org/quant", settings)
+
+
 @pytest.mark.parametrize("name", ["org/other", "org--name", "org/na..me", "org/name/x", "órg/name"])
 def test_other_names_are_not_in_the_cache(name: str, settings: Settings, repository: Path) -> None:
     with pytest.raises(ModelNotFound):

@@ -49,6 +49,7 @@ _BOUNDS = {
 _POSITIVE = ("rms_norm_eps", "rope_theta")
 _LLAMA_LIKE = ("llama", "qwen2", "qwen3")
 _LLAMA_NEEDS = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+_LLAMA_MAY_HAVE = ("num_key_value_heads", "head_dim")
 
 
 def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
@@ -80,6 +81,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for section in (config, config.get("text_config")):
         if isinstance(section, dict):
             _check_bounds(path, section)
+    if _module(config) in _LLAMA_LIKE:
+        _check_llama(path, config)
     return config
 
 
@@ -89,17 +92,17 @@ def implied_parameters(config: dict[str, Any]) -> int:
     Exact to a few per cent for the llama shape (attention: hidden x head_dim x (2 heads + 2 kv heads); the MLP's three
     matrices), else the embedding and one vector a layer.
     """
+    if _module(config) in _LLAMA_LIKE:
+        hidden, layers, heads = (config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+        kv_heads = config.get("num_key_value_heads") or heads
+        head_dim = config.get("head_dim") or hidden // heads
+        per_layer = 2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * config["intermediate_size"]
+        return int(config["vocab_size"] * hidden + layers * per_layer)
     sizes = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     hidden, layers, vocab = (sizes.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
-    if not (isinstance(hidden, int) and isinstance(layers, int) and isinstance(vocab, int)):
-        return 0
-    per_layer = hidden
-    if _module(config) in _LLAMA_LIKE:
-        heads = sizes["num_attention_heads"]
-        kv_heads = sizes.get("num_key_value_heads") or heads
-        head_dim = sizes.get("head_dim") or hidden // heads
-        per_layer = 2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * sizes["intermediate_size"]
-    return vocab * hidden + layers * per_layer
+    if isinstance(hidden, int) and isinstance(layers, int) and isinstance(vocab, int):
+        return (vocab + layers) * hidden
+    return 0
 
 
 def _module(config: dict[str, Any]) -> str:
@@ -153,7 +156,13 @@ def _check_bounds(path: Path, sizes: dict[str, Any]) -> None:
         value = sizes.get(key)
         if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
             raise ModelInvalid(f"{path}: `{key}` is {str(value)[:50]}; it must be a positive number")
-    if sizes.get("model_type") is not None and _module(sizes) in _LLAMA_LIKE:
-        missing = [key for key in _LLAMA_NEEDS if not isinstance(sizes.get(key), int)]
-        if missing:
-            raise ModelInvalid(f"{path}: `{missing[0]}` is missing")
+
+
+def _check_llama(path: Path, config: dict[str, Any]) -> None:
+    """Of the llama shape every size must be one number: the count of weights is made of them."""
+    for key in (*_LLAMA_NEEDS, *_LLAMA_MAY_HAVE):
+        value = config.get(key)
+        if value is None and key in _LLAMA_NEEDS:
+            raise ModelInvalid(f"{path}: `{key}` is missing")
+        if isinstance(value, list):
+            raise ModelInvalid(f"{path}: `{key}` is a list; it must be a whole number")

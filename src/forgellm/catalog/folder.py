@@ -46,14 +46,14 @@ def check(folder: Path) -> FolderFacts:
         tensors |= safetensors.read_header(file)
     _check_index(folder, tensors)
     _check_tokenizer(folder)
-    held = safetensors.parameters(tensors, _group_size(config))
-    asked = implied_parameters(config)
+    weights_bytes = sum(file.stat().st_size for file in files)
+    held, asked = _held(config, tensors, weights_bytes), implied_parameters(config)
     if asked > held * _SLACK:
         raise ModelInvalid(
             f"{folder / 'config.json'} describes a model of at least {asked:,} weights, but the safetensors files hold "
             f"{held:,}: the config or the files belong to another model"
         )
-    return FolderFacts(sum(file.stat().st_size for file in files), held)
+    return FolderFacts(weights_bytes, held)
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -117,8 +117,20 @@ def _check_tokenizer_json(path: Path) -> None:
         raise ModelInvalid(f"{path} describes no tokenizer: `model` is missing; download it again")
 
 
-def _group_size(config: dict[str, Any]) -> int:
-    """Weights for each scale of the quantised tensors; 64 is mlx-lm's default. An estimate if layers differ in it."""
-    quantization = config.get("quantization") or config.get("quantization_config")
-    size = quantization.get("group_size", 64) if isinstance(quantization, dict) else 64
+def _held(config: dict[str, Any], tensors: dict[str, safetensors.TensorInfo], weights_bytes: int) -> int:
+    """Weights in the files; of formats that pack them in ways of their own (AWQ, GPTQ …), from bytes and bits."""
+    settings = config.get("quantization")
+    if not isinstance(settings, dict):
+        foreign = config.get("quantization_config")
+        if isinstance(foreign, dict) and "quant_method" in foreign:
+            bits = foreign.get("bits")
+            return weights_bytes * 8 // (bits if isinstance(bits, int) and 1 <= bits <= 16 else 2)
+        settings = foreign if isinstance(foreign, dict) else {}
+    return safetensors.parameters(tensors, lambda module: _group_size(settings, module))
+
+
+def _group_size(settings: dict[str, Any], module: str) -> int:
+    """Weights for each scale of a module; 64 is mlx-lm's default."""
+    own = settings.get(module)
+    size = own["group_size"] if isinstance(own, dict) and "group_size" in own else settings.get("group_size", 64)
     return size if isinstance(size, int) and 1 <= size <= 1 << 16 else 64

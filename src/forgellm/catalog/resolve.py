@@ -125,6 +125,8 @@ def _from_path(name: str, found: Path) -> ModelSource:
                 field="model_name",
             )
         if ggufs:
+            if hub.is_snapshot(found) and not hub.is_inside(ggufs[0], found):
+                raise ModelInvalid(f"{ggufs[0]} is a link out of the repository's cache; run `hf download` again")
             found = ggufs[0]
     if found.is_dir():
         facts = folder.check(found)

@@ -5,6 +5,7 @@ tensor a dtype, a shape and [begin, end) in the data that follow.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +61,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return _tensors(path, raw, size - 8 - length)
 
 
-def parameters(tensors: dict[str, TensorInfo], group_size: int) -> int:
-    """Number of weights. A quantised tensor, known by its `.scales`, holds `group_size` weights for each scale."""
+def parameters(tensors: Mapping[str, TensorInfo], group_size: Callable[[str], int]) -> int:
+    """Number of weights. Of a quantised module, known by its `.scales`, each scale stands for `group_size(module)`."""
     total = 0
     for name, tensor in tensors.items():
-        stem, _, part = name.rpartition(".")
-        scales = tensors.get(f"{stem}.scales")
-        if part in ("scales", "biases") and f"{stem}.scales" in tensors:
-            continue
-        total += scales.elements * group_size if part == "weight" and scales else tensor.elements
+        module, _, part = name.rpartition(".")
+        scales = tensors.get(f"{module}.scales")
+        if scales is None or part not in ("weight", "scales", "biases"):
+            total += tensor.elements
+        elif part == "weight":
+            total += scales.elements * group_size(module)
     return total
 
 
