@@ -1,0 +1,166 @@
+"""The command line: what it prints, where, and how it ends."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from daemons import Daemon, daemon
+from forgellm.cli import main
+
+MODELS = """
+[models.e]
+source = "echo"
+[models.late]
+source = "echo"
+options = {load_s = 0.3}
+[models.broken]
+source = "echo"
+options = {load_error = "model_invalid: the weights are cut short"}
+[models.fails]
+source = "echo"
+options = {fail_at_token = 1}
+"""
+
+
+def forgellm(*arguments: str, stdin: str | None = None) -> Result:
+    """Run a command; an exception that is not an exit would be a traceback for the user, so it fails the test."""
+    result = CliRunner().invoke(main, list(arguments), input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address that refuses connections: bound, and not listening."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with daemon(tmp_path_factory.mktemp("cli"), MODELS) as found:
+        yield found
+        assert found.stop() == 0
+
+
+def test_help_and_version_answer():
+    assert "forgellm, version" in forgellm("--version").stdout
+    assert "serve" in forgellm("--help").stdout
+
+
+@pytest.mark.parametrize("command", sorted(set(main.commands) - {"completion"}))
+def test_every_command_has_json(command):
+    assert "--json" in forgellm(command, "--help").stdout
+
+
+@pytest.mark.parametrize("command", [("ps",), ("load", "e"), ("unload",), ("run", "e", "hi")])
+def test_without_a_daemon_there_is_one_line_that_says_what_to_do(command, nobody):
+    result = forgellm(*command, "--url", nobody)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [f"Error: no daemon at {nobody}; start one with `forgellm serve`"]
+    assert result.stdout == ""
+
+
+def test_an_address_that_is_none_is_told_too():
+    result = forgellm("ps", "--url", "http://")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+
+
+def test_the_settings_are_printed_as_json(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    path.write_text("port = 7000\n", "utf-8")
+    assert json.loads(forgellm("config", "--config", str(path)).stdout)["port"] == 7000
+    assert "$defs" in json.loads(forgellm("config", "--schema").stdout)
+
+
+def test_settings_that_cannot_be_used_end_with_2(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    path.write_text("prot = 7000\n", "utf-8")
+    for command in ("config", "serve"):
+        result = forgellm(command, "--config", str(path))
+        assert result.exit_code == 2
+        assert "prot" in result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell):
+    assert "_FORGELLM_COMPLETE" in forgellm("completion", shell).stdout
+
+
+@pytest.mark.parametrize(("option", "value"), [("--max-tokens", "0"), ("--temperature", "-1"), ("--top-p", "2")])
+def test_run_checks_its_options_before_it_does_anything(option, value, nobody):
+    result = forgellm("run", "e", "hi", "--url", nobody, option, value)
+    assert result.exit_code == 1
+    assert option.strip("-").replace("-", "_") in result.stderr
+
+
+@pytest.mark.e2e
+def test_load_ps_run_unload(served):
+    loaded = forgellm("load", "late", "--url", served.url)
+    assert (loaded.exit_code, loaded.stdout) == (0, "")
+    assert "late is ready" in loaded.stderr
+    listed = forgellm("ps", "--url", served.url)
+    assert "late#1" in listed.stdout
+    assert "ready" in listed.stdout
+    assert [m["model_name"] for m in json.loads(forgellm("ps", "--url", served.url, "--json").stdout)["models"]] == [
+        "late"
+    ]
+    answered = forgellm("run", "late", "one two three", "--url", served.url)
+    assert answered.stdout == "one two three\n"
+    assert "freed" in forgellm("unload", "late", "--url", served.url).stdout
+    assert json.loads(forgellm("unload", "late", "--json", "--url", served.url).stdout)["freed_bytes"] == 0
+    assert forgellm("ps", "--url", served.url).stdout == "no model is loaded\n"
+
+
+@pytest.mark.e2e
+def test_run_loads_what_is_not_loaded_and_reads_stdin(served):
+    answered = forgellm("run", "e", "-", "--url", served.url, "--json", "--stats", stdin="from a pipe")
+    answer = json.loads(answered.stdout)
+    assert (answer["text"], answer["finish_reason"]) == ("from a pipe", "stop")
+    assert "3 generated at" in answered.stderr
+    forgellm("unload", "e", "--url", served.url)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("load", "nope"), "nope"),
+        (("load", "broken"), "cut short"),
+        (("run", "broken", "hi"), "cut short"),
+        (("run", "fails", "one two three"), "fail_at_token"),
+    ],
+)
+def test_what_the_daemon_refuses_is_one_line_and_exit_1(served, command, says):
+    result = forgellm(*command, "--url", served.url)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert says in last
+
+
+@pytest.mark.e2e
+def test_models_are_listed_with_and_without_a_daemon(served, nobody, tmp_path, monkeypatch):
+    config = tmp_path / "c.toml"
+    config.write_text(MODELS, "utf-8")
+    from_daemon = json.loads(forgellm("models", "--json", "--url", served.url).stdout)
+    from_here = json.loads(forgellm("models", "--json", "--url", nobody, "--config", str(config)).stdout)
+    assert {"e", "late", "smollm2"} <= {model["id"] for model in from_daemon}
+    assert {model["id"] for model in from_daemon} == {model["id"] for model in from_here}
+    assert "smollm2" in forgellm("models", "--url", served.url).stdout
+
+
+@pytest.mark.process
+def test_run_works_without_a_daemon(tmp_path, monkeypatch, nobody):
+    """With no address given and nobody there, it runs the model itself."""
+    monkeypatch.setenv("FORGELLM_PORT", nobody.rpartition(":")[2])
+    monkeypatch.setenv("FORGELLM_CACHE_DIR", str(tmp_path))
+    result = forgellm("run", "echo", "all by myself")
+    assert (result.exit_code, result.stdout) == (0, "all by myself\n")
