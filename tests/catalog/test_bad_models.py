@@ -210,6 +210,14 @@ def test_auto_map_of_a_model_that_mlx_lm_has_itself_is_harmless(settings: Settin
     assert resolve("x", settings).kind == "folder"
 
 
+def test_sizes_that_differ_from_layer_to_layer_are_taken(settings: Settings, root: Path) -> None:
+    """gemma3n has a list of intermediate sizes, step3p5 one of rope bases."""
+    model_files.llama_folder(
+        root / "x", model_type="gemma3n", intermediate_size=[64, 64], rope_theta=[1e4, 1e6], text_config=None
+    )
+    assert resolve("x", settings).kind == "folder"
+
+
 def test_056_a_model_that_was_removed_is_not_found_the_next_time(settings: Settings, root: Path) -> None:
     folder = model_files.llama_folder(root / "x")
     resolve("x", settings)

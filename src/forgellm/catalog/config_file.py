@@ -154,8 +154,9 @@ def _check_bounds(path: Path, sizes: dict[str, Any]) -> None:
                 raise ModelInvalid(f"{path}: `{key}` is {str(number)[:50]}; it must be a whole number, {low} to {high}")
     for key in _POSITIVE:
         value = sizes.get(key)
-        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
-            raise ModelInvalid(f"{path}: `{key}` is {str(value)[:50]}; it must be a positive number")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not (type(number) in (int, float) and 0 < number < math.inf):
+                raise ModelInvalid(f"{path}: `{key}` is {str(number)[:50]}; it must be a positive number")
 
 
 def _check_llama(path: Path, config: dict[str, Any]) -> None:

