@@ -84,7 +84,8 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _parameters(module: nn.Module) -> int:
     """Number of weights that `module` stands for; a packed one holds 32 / bits in each word."""
     if "scales" in module and hasattr(module, "bits"):
-        return int(module.weight.size) * 32 // int(module.bits)
+        bias = int(module.bias.size) if "bias" in module else 0
+        return int(module.weight.size) * 32 // int(module.bits) + bias
     return sum(int(v.size) for _, v in tree_flatten(module.parameters()))
 
 
