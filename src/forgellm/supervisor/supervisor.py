@@ -134,7 +134,7 @@ class Supervisor:
         if model is None:
             if adapter_path is None:
                 raise InvalidRequest("name a model to load, or an adapter", field="model_name")
-            model = catalog.adapter_base(adapter_path)
+            model = catalog.adapter_base(adapter_path, self.settings)
         config = self.settings.models.get(model) or ModelConfig(source=model)
         source = catalog.resolve(model, self.settings, adapter_path=adapter_path)
         order = LoadOrder(
