@@ -24,8 +24,10 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_ADDRESS_IN_USE = 3
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAST_WORDS_S = 2.0  # for running streams to write their last line
 STOP_TIMEOUT_S = 30.0
+SWITCH_INTERVAL_S = 0.001  # of Python's threads, 5 ms by default: at 100 streams, halves the wait for the first byte
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[str], None] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, then stop everything; returns the exit code.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then stop everything; returns the exit code.
 
     `preload` names models to load besides those that the settings preload. `on_ready` is called with the URL once
     requests are answered. 0: a clean stop; 2: settings, or a preloaded model, that cannot be used; 3: the address is in
@@ -74,6 +76,7 @@ def _serve(
     from forgellm.api.http_server import HttpServer
     from forgellm.supervisor import Supervisor
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gate = Gate(settings.max_streams)
     supervisor = Supervisor(settings)
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
@@ -110,7 +113,10 @@ def _preload(supervisor: "Supervisor", settings: Settings, names: Sequence[str])
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], None]]:
-    """A function that returns once SIGTERM or SIGINT came. The handlers only write to a pipe: they may take no lock."""
+    """A function that returns once a signal to stop came. The handlers only write to a pipe: they may take no lock.
+
+    A signal that the parent had ignored (nohup, a background job) stays ignored.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
@@ -118,7 +124,8 @@ def _stop_signal() -> Iterator[Callable[[], None]]:
         with suppress(BlockingIOError):  # the pipe is full of requests to stop
             os.write(writer, b"x")
 
-    previous = {number: signal.signal(number, enqueue) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, enqueue) for number in wanted}
     try:
         yield lambda: _wait_readable(reader)
     finally:

@@ -70,10 +70,17 @@ def test_an_address_in_use_is_told_with_its_owner():
             second.bind()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "127.evil.example", ""])  # noqa: S104
 def test_only_this_machine_is_served(host):
     with pytest.raises(ConfigError, match="API keys"):
         HttpServer(echo_app(), Settings(host=host, port=0), Gate(1)).bind()
+
+
+def test_localhost_is_reached_as_127_0_0_1():
+    server = HttpServer(echo_app(), Settings(host="localhost", port=0), Gate(1))
+    server.bind()
+    assert server.address[0] == "127.0.0.1"
+    server.stop()
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read():

@@ -18,7 +18,7 @@ from forgellm import Settings, Supervisor
 pytestmark = pytest.mark.process
 
 MB = 1 << 20
-LONG = " ".join(str(number) for number in range(100_000))
+LONG = " ".join(str(number) for number in range(5000))
 CHINESE = "法国的首都是巴黎。"
 
 

@@ -92,7 +92,7 @@ def test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(tmp_path):
     assert took_s < 5  # under a second on a machine that is not busy with tests
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it_cleanly(tmp_path, number):
     with daemon(tmp_path, ECHO) as served:
         wait_loaded(served)

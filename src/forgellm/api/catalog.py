@@ -55,10 +55,11 @@ def checkpoints() -> Response:
 
 def _listing(kind: str | None = None) -> Response:
     entries = [entry for entry in context().pool.catalog() if kind in {None, entry.kind}]
-    return json_response({"success": True, "models": [_entry(entry) for entry in entries]})
+    return json_response({"success": True, "models": [entry_body(entry) for entry in entries]})
 
 
-def _entry(entry: CatalogEntry) -> dict[str, Any]:
+def entry_body(entry: CatalogEntry) -> dict[str, Any]:
+    """One line of a list of models."""
     return {
         "id": entry.id,
         "name": entry.name,

@@ -69,21 +69,23 @@ class HttpServer:
             message = f"host {host}: only 127.0.0.1, ::1 and localhost are served, until the server can check API keys"
             raise ConfigError(message, field="host")
         try:
-            family, kind, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             raise ConfigError(f"host {host}: {error.strerror}", field="host") from error
-        found = socket.socket(family, kind)
+        # IPv4 first: "localhost" is both, and 127.0.0.1 is what most people then type.
+        family, kind, _, _, sockaddr = min(found, key=lambda info: info[0] != socket.AF_INET)
+        listener = socket.socket(family, kind)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(sockaddr)
-            found.listen(1024)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(sockaddr)
+            listener.listen(1024)
         except OSError as error:
-            found.close()
+            listener.close()
             if error.errno == errno.EADDRINUSE:
                 raise AddressInUse(f"{host}:{port} is in use{_owner(port)}; choose another with --port") from error
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", field="host") from error
-        self._socket = found
-        self._address = found.getsockname()[:2]
+        self._socket = listener
+        self._address = listener.getsockname()[:2]
 
     def start(self) -> None:
         """Serve in background threads."""

@@ -1,6 +1,7 @@
 """The `/api/model/*` routes of docs/http-api.md. Each view decodes, calls the pool, and encodes; it decides nothing."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from flask import Blueprint, Response, g, request
 
@@ -19,20 +20,18 @@ def load() -> Response:
     """Start loading a model, or with `wait` load it."""
     body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
     ctx = context()
-    options = {
-        "adapter_path": body.adapter_path,
-        "context_length": body.context_length,
-        "max_kv_size": body.max_kv_size,
-        "replicas": body.replicas,
-        "ttl_s": body.ttl_s,
-        "pin": body.pin,
-        "system_prompt": body.system_prompt,
-    }
-    if body.wait:
-        with ctx.gate.place():
-            loaded = ctx.pool.load(body.model_name, wait=True, **options)  # type: ignore[arg-type]
-    else:
-        loaded = ctx.pool.load(body.model_name, wait=False, **options)  # type: ignore[arg-type]
+    with ctx.gate.place() if body.wait else nullcontext():
+        loaded = ctx.pool.load(
+            body.model_name,
+            adapter_path=body.adapter_path,
+            wait=body.wait,
+            context_length=body.context_length,
+            max_kv_size=body.max_kv_size,
+            replicas=body.replicas,
+            ttl_s=body.ttl_s,
+            pin=body.pin,
+            system_prompt=body.system_prompt,
+        )
     done = "is already loaded" if loaded.already_loaded else "loaded" if body.wait else "loading started"
     answer = {
         "success": True,

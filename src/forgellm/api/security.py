@@ -1,5 +1,6 @@
 """Who may call: Host names (DNS rebinding), origins of web pages (CORS and cross-site posts). Knows no routes."""
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
@@ -14,7 +15,10 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine can reach `host`."""
-    return host in LOOPBACK_NAMES or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def register(app: Flask, settings: Settings) -> None:

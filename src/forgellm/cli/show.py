@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from forgellm import catalog
+from forgellm.api.catalog import entry_body
 from forgellm.cli.client import Client
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, ModelNotLoaded, from_wire
@@ -87,10 +88,7 @@ def show_models(found: list[dict[str, Any]]) -> None:
 
 def local_models(settings: Settings) -> list[dict[str, Any]]:
     """The catalog as /api/models has it, without a daemon."""
-    return [
-        {"id": e.id, "name": e.name, "path": e.path, "type": e.kind, "size": round(e.size_bytes / (1 << 30), 3)}
-        for e in catalog.entries(settings)
-    ]
+    return [entry_body(entry) for entry in catalog.entries(settings)]
 
 
 def megabytes(size_bytes: float) -> str:
