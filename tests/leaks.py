@@ -2,10 +2,13 @@
 
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
+
+Held = tuple[set[str], ...]
 
 GRACE_S = 5.0  # for the kernel to reap what was already told to end
 
@@ -38,18 +41,18 @@ def descriptors() -> set[str]:
     return found
 
 
-def held() -> tuple[set[str], set[str], set[str]]:
+def held() -> Held:
     """Children, threads, descriptors. multiprocessing's resource tracker, once per process, is started first."""
     resource_tracker.ensure_running()
     return children(), threads(), descriptors()
 
 
-def leftovers(before: tuple[set[str], set[str], set[str]]) -> list[str]:
-    """What is there now and was not before, after up to GRACE_S for it to go away."""
+def leftovers(before: Held, look: Callable[[], Held] = held) -> list[str]:
+    """What `look` sees now and was not there before, after up to GRACE_S for it to go away."""
     deadline = time.monotonic() + GRACE_S
     pause = threading.Event()
     while True:
-        new = [thing for past, now in zip(before, held(), strict=True) for thing in now - past]
+        new = [thing for past, now in zip(before, look(), strict=True) for thing in now - past]
         if not new or time.monotonic() > deadline:
             return new
         pause.wait(0.02)
