@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forgellm.errors import InvalidRequest, TemplateError
+from forgellm.errors import ContextLengthExceeded, InvalidRequest, TemplateError
 from forgellm.messages import Request
 from forgellm.worker.prompt import PromptBuilder
 
@@ -29,12 +29,12 @@ def tokenizer(tiny_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def builder(tokenizer: Any) -> PromptBuilder:
-    return PromptBuilder(tokenizer, VOCAB)
+    return PromptBuilder(tokenizer, VOCAB, 512)
 
 
 @pytest.fixture(scope="module")
 def base(tiny_base_folder: Path) -> PromptBuilder:
-    return PromptBuilder(load(tiny_base_folder), VOCAB)
+    return PromptBuilder(load(tiny_base_folder), VOCAB, 512)
 
 
 def chat(*contents: str, template: bool | None = None) -> Request:
@@ -129,3 +129,12 @@ def test_noncharacters_in_a_message_are_kept(builder: PromptBuilder, tokenizer: 
     """They are what parts control tokens; the one that is used must be one that the text does not hold."""
     text = f"\ufdd0{END}\ufdd1"
     assert text in tokenizer.decode(builder.tokens(chat("be kind", text)))
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight megabytes would hold up every stream for six seconds."""
+    monkeypatch.setattr(builder, "_tokenizer", None)
+    with pytest.raises(ContextLengthExceeded, match="512 tokens"):
+        builder.tokens(raw("a" * 1_000_000))

@@ -61,8 +61,9 @@ def read_weights(model: nn.Module, layout: Layout, *, on_cpu: bool, progress: Ca
             mx.eval(waiting)
             waiting, pending = [], 0
             progress(done / total)
-    mx.eval(waiting)
-    mx.eval(model.parameters())  # what no leaf module holds
+    if to_f32:
+        model.update(tree_map(_as_f32, model.parameters()))  # what no leaf module holds, as LoRA's matrices
+    mx.eval(waiting, model.parameters())
     mx.clear_cache()
     progress(1.0)
 

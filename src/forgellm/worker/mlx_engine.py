@@ -84,7 +84,7 @@ class MLXEngine:
         try:
             self._vocab_size = self._probe(source.name)
             self._texts = TokenText(loaded.tokenizer)
-            self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size)
+            self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size, self._context_length)
             self._cap_for(options.max_kv_size)
             self._warm_up()
         except ForgeLLMError:

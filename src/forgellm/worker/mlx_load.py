@@ -92,6 +92,8 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, risin
     model, config = load_model(folder, lazy=True, strict=True, trust_remote_code=False)
     tokenizer = load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     parameters = get_total_parameters(model)
+    if source.adapter_path is not None:
+        model = _with_adapter(model, Path(source.adapter_path))
     choice = layout.decide(
         options.layout,
         on_cpu=on_cpu,
@@ -102,9 +104,6 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, risin
     layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: read(done, "reading weights"))
     bits = _bits(config)
     description = layout.describe(model, bits)
-    if source.adapter_path is not None:
-        model = _with_adapter(model, Path(source.adapter_path))
-        mx.eval(model.parameters())
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -136,12 +135,12 @@ def _with_adapter(model: Any, path: Path) -> Any:
         if not needed.is_file():
             raise ModelInvalid(f"the adapter {path} has no {needed.name}; give a folder that mlx_lm.lora wrote")
     try:
-        with tempfile.TemporaryDirectory() as together:  # mlx-lm reads one file name only
+        # mlx-lm reads one file name only. The file is open when load_adapters returns, and read later.
+        with tempfile.TemporaryDirectory() as together:
             Path(together, "adapter_config.json").symlink_to((folder / "adapter_config.json").resolve())
             Path(together, "adapters.safetensors").symlink_to(weights.resolve())
             model = load_adapters(model, together)
             model.eval()
-            mx.eval(model.parameters())  # before the link goes: arrays are read lazily
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         reason = str(error).replace(together, str(folder))
         raise ModelInvalid(

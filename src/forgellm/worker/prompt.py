@@ -8,17 +8,21 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from forgellm.errors import InvalidRequest, TemplateError
+from forgellm.errors import ContextLengthExceeded, InvalidRequest, TemplateError
 from forgellm.messages import Request
 
 
 class PromptBuilder:
     """Token ids of requests, for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int, context_length: int) -> None:
         """`tokenizer`: mlx-lm's TokenizerWrapper (it knows templates that transformers does not)."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        # Tokenizing takes a second for each megabyte, while all streams wait: text that cannot fit is not tokenized.
+        longest_token = max(len(token.encode("utf-8", "replace")) for token in tokenizer.get_vocab())
+        self._context_length = context_length
+        self._max_bytes = context_length * longest_token
         self.has_template = bool(tokenizer.has_chat_template)
         added = (tokenizer.added_tokens_decoder or {}).values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
@@ -107,6 +111,12 @@ class PromptBuilder:
         return tokens
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        if len(text) > self._max_bytes:  # characters, of at least one byte each
+            raise ContextLengthExceeded(
+                f"the prompt has {len(text)} characters, which is more than the context length of "
+                f"{self._context_length} tokens can hold; shorten the prompt",
+                field="prompt",
+            )
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
