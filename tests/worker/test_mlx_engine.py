@@ -1,5 +1,6 @@
 """The MLX engine on a tiny random model: batching, sampling, stopping, prefix reuse, limits, and what goes wrong."""
 
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -406,3 +407,41 @@ def test_memory_comes_back_when_requests_end(engine: MLXEngine) -> None:
     before = settled()
     run(engine, *(raw(str(i), (7 + i,) * 300, max_tokens=8) for i in range(8)))
     assert settled() - before < 100_000
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_traffic_answers_what_each_request_gets_alone(
+    engine: MLXEngine, load_engine: Callable[..., MLXEngine], tiny_folder: Path, seed: int
+) -> None:
+    """Shared prefixes, windows, stop strings, seeds, aborts and small chunks, all at once: nothing may show."""
+    rng = random.Random(seed)
+    busy = load_engine(tiny_folder, prefix_cache_bytes=200_000, prefill_chunk_s=0.0, max_batch=3)
+    stems = [tuple(rng.randrange(3, 384) for _ in range(rng.randrange(2, 100))) for _ in range(3)]
+    knobs: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.9, "top_p": 0.95},
+        {"repetition_penalty": 1.3},
+        {"stop": ("e",)},
+    ]
+    requests: dict[str, Request] = {}
+    answers = Answers()
+    while len(requests) < 16 or busy.has_work():
+        if len(requests) < 16 and rng.random() < 0.4:
+            name, stem = str(len(requests)), rng.choice(stems)
+            prompt = stem[: rng.randrange(1, len(stem) + 1)] + (rng.randrange(3, 384),)
+            cap = rng.choice([None, None, 20, 64])
+            requests[name] = raw(
+                name, prompt, max_kv_size=cap, max_tokens=rng.randrange(1, 20), seed=len(requests), **rng.choice(knobs)
+            )
+            busy.add(requests[name])
+        if requests and rng.random() < 0.05:
+            busy.abort(rng.choice(list(requests)))
+        step(busy, answers)
+    assert answers.failures() == []
+    assert any(answers.last(name)[5].cached_tokens for name in requests)  # type: ignore[union-attr]
+    for name, request in requests.items():
+        expected, got = run(engine, request), answers.tokens(name)
+        if answers.last(name)[4] == "abort":
+            assert got == expected.tokens(name)[: len(got)]
+        else:
+            assert (got, answers.text(name)) == (expected.tokens(name), expected.text(name))
