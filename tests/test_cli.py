@@ -164,3 +164,17 @@ def test_run_works_without_a_daemon(tmp_path, monkeypatch, nobody):
     monkeypatch.setenv("FORGELLM_CACHE_DIR", str(tmp_path))
     result = forgellm("run", "echo", "all by myself")
     assert (result.exit_code, result.stdout) == (0, "all by myself\n")
+
+
+def test_a_path_reaches_the_daemon_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon runs in another folder."""
+    from forgellm.cli.commands import path_or_name
+
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path.resolve())
+    assert path_or_name("org/model") == f"{here}/org/model"
+    assert path_or_name("./missing") == f"{here}/missing"
+    assert path_or_name("../x") == str(tmp_path.resolve().parent / "x")
+    assert path_or_name("org/other") == "org/other"
+    assert path_or_name("smollm2") == "smollm2"

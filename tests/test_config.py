@@ -40,8 +40,8 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
     ("text", "words"),
     [
         ("prot = 1", ["prot"]),
-        ("[models.tiny]\nsorce = 'x'", ["sorce", "models"]),
-        ("[models.tiny]\nsource = 'x'\nreplicas = 0", ["models", "replicas"]),
+        ("[models.tiny]\nsorce = 'x'", ["sorce", "models.tiny"]),
+        ("[models.tiny]\nsource = 'x'\nreplicas = 0", ["models.tiny", "replicas"]),
         ("port = 'high'", ["port", "int"]),
         ("port = 99999", ["port", "65535"]),
         ("port = ", ["TOML"]),

@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import platformdirs
@@ -19,6 +19,9 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 ENV_PREFIX = "FORGELLM_"
+
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def _field(doc: str) -> msgspec.Meta:
@@ -115,7 +118,7 @@ def load_settings(
     Raises ConfigError naming the file or variable, the path of the key, and what it may be.
     """
     merged: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
-    _convert(merged, f"{path}: " if path else "")
+    _check(merged, f"{path}: " if path else "")
     environ = os.environ if env is None else env
     names = Settings.__struct_fields__
     for variable in sorted(v for v in environ if v.startswith(ENV_PREFIX)):
@@ -123,7 +126,7 @@ def load_settings(
         if name in names:
             merged[name] = _from_variable(variable, name, environ[variable])
     merged.update({k: v for k, v in (flags or {}).items() if v is not None})
-    return _convert(merged, "")
+    return _check(merged, "")
 
 
 def json_schema() -> dict[str, Any]:
@@ -154,8 +157,15 @@ def _from_variable(variable: str, name: str, text: str) -> Any:
         raise ConfigError(f"{variable}: {error}") from error
 
 
-def _convert(values: Mapping[str, Any], where: str) -> Settings:
+def _check(values: Mapping[str, Any], where: str) -> Settings:
+    models = values.get("models")
+    for name, model in models.items() if isinstance(models, dict) else ():
+        _convert(model, ModelConfig, f"{where}models.{name}: ")  # apart, for msgspec leaves a mapping's keys unnamed
+    return _convert(values, Settings, where)
+
+
+def _convert(values: Any, kind: type[_Struct], where: str) -> _Struct:
     try:
-        return msgspec.convert(values, Settings)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}{error}; see `forgellm config --schema` for every key") from error

@@ -2,6 +2,7 @@
 
     ForgeLLMError
     ├── InvalidRequest               the caller can mend it; `field` names what
+    │   ├── EmptyPrompt              there is nothing to answer
     │   ├── ContextLengthExceeded    prompt and answer do not fit the model's context
     │   ├── TemplateError            the model's chat template refused the messages
     │   ├── PayloadTooLarge          the body is larger than the server takes
@@ -50,6 +51,10 @@ class ForgeLLMError(Exception):
 
 class InvalidRequest(ForgeLLMError):
     code = "invalid_request"
+
+
+class EmptyPrompt(InvalidRequest):
+    code = "empty"
 
 
 class ContextLengthExceeded(InvalidRequest):

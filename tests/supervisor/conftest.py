@@ -1,15 +1,14 @@
 """Pools of real worker processes on the echo engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pools import StartPool
 
 from forgellm import ModelConfig, Settings, Supervisor
-
-StartPool = Callable[..., Supervisor]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_supervisor import wait_until
+from pools import wait_until
 
 pytestmark = pytest.mark.process
 

@@ -6,14 +6,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 
 import psutil
 import pytest
+from pools import DEADLINE_S, StartPool, wait_until
 
-from conftest import StartPool
 from forgellm import Supervisor
 from forgellm.errors import (
     EngineUnavailable,
@@ -33,7 +32,6 @@ from model_files import llama_folder
 pytestmark = pytest.mark.process
 
 WORDS = " ".join(str(number) for number in range(100_000))
-DEADLINE_S = 20.0
 
 
 def worker(pool: Supervisor, model: str = "e", replica: int = 1) -> WorkerStatus:
@@ -46,16 +44,6 @@ def pid(pool: Supervisor, model: str = "e", replica: int = 1) -> int:
     number = worker(pool, model, replica).pid
     assert number is not None
     return number
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> float:
-    """Seconds until the condition held; fails after the timeout."""
-    started = time.monotonic()
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, "it did not happen in time"
-        pause.wait(0.002)
-    return time.monotonic() - started
 
 
 def is_ready(pool: Supervisor, life_after: int, model: str = "e") -> bool:
@@ -364,3 +352,15 @@ def test_chaos_004_an_engine_that_cannot_be_imported_fails_the_load_with_its_tex
     with pytest.raises(EngineUnavailable, match="libmlx is broken"):
         pool.load(str(llama_folder(tmp_path / "llama")))
     wait_until(lambda: workers_of(pool) == [])
+
+
+def test_a_load_that_is_not_waited_for_shows_in_the_status_at_once(start_pool: StartPool) -> None:
+    """Or a request sent right after it would reach the model before."""
+    pool = start_pool({"spare": False}, a={}, b={"load_s": 0.2})
+    pool.load("a")
+    for _ in range(20):
+        assert pool.load("b", wait=False).already_loaded is False
+        assert pool.status().current == "b"
+        assert pool.load("a", wait=False).already_loaded is True
+        assert pool.status().current == "a"
+        pool.unload("b")

@@ -12,21 +12,22 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 import msgspec
 from msgspec import Meta
 
-from forgellm.errors import InvalidRequest, Unsupported
-from forgellm.messages import Request, Sampling
-
-MAX_STOP_STRINGS = 64
+from forgellm.errors import EmptyPrompt, InvalidRequest, Unsupported
+from forgellm.messages import (
+    RepetitionPenalty,
+    Request,
+    Sampling,
+    Seed,
+    Share,
+    StopString,
+    StopStrings,
+    Temperature,
+    Tokens,
+    TopK,
+)
 
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
-StopString = Annotated[str, Meta(min_length=1, max_length=256)]
-Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-
-
-class EmptyPrompt(InvalidRequest):
-    """There is nothing to answer."""
-
-    code = "empty"
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,14 +115,14 @@ class GenerateBody(Body, frozen=True, kw_only=True):
     history: list[Turn] = []
     system_prompt: str | None = None
     max_tokens: Tokens = 100
-    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.7
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.9
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.1
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] = []
+    temperature: Temperature = 0.7
+    top_p: Share = 0.9
+    top_k: TopK = 0
+    min_p: Share = 0.0
+    repetition_penalty: RepetitionPenalty = 1.1
+    stop: StopString | StopStrings = ()
     max_kv_size: Tokens | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     is_base_model: bool | None = None
     streaming: bool = False
 

@@ -3,8 +3,10 @@
 That keeps `serve` free of the HTTP client and of rich, and `--help` quick.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -14,6 +16,13 @@ from forgellm.config import Settings, json_schema, load_settings
 from forgellm.errors import ForgeLLMError
 
 Command = Callable[..., Any]
+
+
+def path_or_name(value: str) -> str:
+    """A model or adapter. A path must reach the daemon, which runs in another folder, as an absolute one."""
+    path = Path(value).expanduser()
+    looks_like_a_path = value.startswith((".", "~")) or (os.sep in value and path.exists())
+    return str(path.resolve()) if looks_like_a_path else value
 
 
 class _Group(click.Group):
@@ -52,7 +61,14 @@ def main() -> None:
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
 @_config_option
-@click.option("--model", "models", multiple=True, metavar="NAME", help="Load this model at start; may be repeated.")
+@click.option(
+    "--model",
+    "models",
+    type=path_or_name,
+    multiple=True,
+    metavar="NAME",
+    help="Load this model at start; may be repeated.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--json", "as_json", is_flag=True, help="Tell the address as a line of JSON.")
 @click.pass_context
@@ -79,7 +95,7 @@ def serve(
 @main.command()
 @_client_options
 @_config_option
-@click.argument("model")
+@click.argument("model", type=path_or_name)
 @click.argument("prompt")
 @click.option("--system", "system_prompt", help="System prompt.")
 @click.option("--max-tokens", type=int, default=512, show_default=True)
@@ -101,8 +117,8 @@ def run(
 
 @main.command()
 @_client_options
-@click.argument("model")
-@click.option("--adapter", "adapter_path", help="LoRA adapter: a folder, or a *.safetensors in it.")
+@click.argument("model", type=path_or_name)
+@click.option("--adapter", "adapter_path", type=path_or_name, help="LoRA adapter: a folder, or a *.safetensors in it.")
 @click.option("--system", "system_prompt", help="Default system prompt of this model.")
 @click.option("--replicas", type=int)
 @click.option("--ttl", "ttl_s", type=float, help="Unload after so many idle seconds.")
@@ -120,7 +136,7 @@ def load(url: str | None, as_json: bool, model: str, **options: Any) -> None:
 
 @main.command()
 @_client_options
-@click.argument("model", required=False)
+@click.argument("model", type=path_or_name, required=False)
 @click.option("--force", is_flag=True, help="Abort what runs instead of letting it finish.")
 def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> None:
     """Unload MODEL (default: the one loaded last) and wait until its memory is back."""

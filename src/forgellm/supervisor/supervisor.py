@@ -126,7 +126,9 @@ class Supervisor:
         pin: bool | None = None,
         system_prompt: str | None = None,
     ) -> Loaded:
-        """Load a model, and wait until it is ready unless `wait` is false. None keeps the config entry's value.
+        """Load a model, and wait until it is ready; with `wait` false, until status() shows that it has begun.
+
+        None keeps the config entry's value.
 
         With only an adapter, its base model is found from the adapter's folder. Raises ModelNotFound, ModelError … at
         once, for what the files show; later the load's own error; ModelLoading if `timeout_s` passes first, while the
@@ -156,10 +158,12 @@ class Supervisor:
         )
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: self._pool.load(order, ticket_id, now))
+            begun = Loaded(
+                model=source.name, adapter_path=source.adapter_path, loading_time_s=None, already_loaded=False
+            )
             if not wait:
-                adapter = source.adapter_path
-                return Loaded(model=source.name, adapter_path=adapter, loading_time_s=None, already_loaded=False)
-            outcome = ticket.wait(timeout_s)
+                self._settled(begun)
+            outcome = ticket.wait(timeout_s if wait else 0.0) or (None if wait else begun)
         if not isinstance(outcome, Loaded):
             raise ModelLoading(f"{model} is not ready after {timeout_s:g} s; it goes on loading", retry_after_s=2.0)
         return outcome
@@ -333,6 +337,12 @@ class Supervisor:
                 reader.prefill = (news.done, news.total)
             else:
                 reader.fail(news)
+
+    def _settled(self, news: Loaded) -> None:
+        """Return once all that was posted before has been carried out, and shows in status()."""
+        with self._ticket() as (ticket_id, ticket):
+            self._post(lambda now: [Deliver(ticket_id, news)])
+            ticket.wait(START_DEADLINE_S)
 
     def _ticket(self) -> "_TicketScope":
         return _TicketScope(self._readers)

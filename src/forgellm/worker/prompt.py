@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from forgellm.errors import ContextLengthExceeded, InvalidRequest, TemplateError
+from forgellm.errors import ContextLengthExceeded, EmptyPrompt, InvalidRequest, TemplateError
 from forgellm.messages import Request
 
 
@@ -38,7 +38,7 @@ class PromptBuilder:
         else:
             tokens = self._encode(_checked(request.prompt or "", "prompt"), True) if request.prompt else []
         if not tokens:
-            raise InvalidRequest("prompt is empty: give at least one token of text", field="prompt")
+            raise EmptyPrompt("prompt is empty: give at least one token of text", field="prompt")
         return tokens
 
     def _from_ids(self, prompt: tuple[int, ...]) -> list[int]:
