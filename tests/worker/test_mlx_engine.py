@@ -428,7 +428,7 @@ def test_random_traffic_answers_what_each_request_gets_alone(
     while len(requests) < 16 or busy.has_work():
         if len(requests) < 16 and rng.random() < 0.4:
             name, stem = str(len(requests)), rng.choice(stems)
-            prompt = stem[: rng.randrange(1, len(stem) + 1)] + (rng.randrange(3, 384),)
+            prompt = (*stem[: rng.randrange(1, len(stem) + 1)], rng.randrange(3, 384))
             cap = rng.choice([None, None, 20, 64])
             requests[name] = raw(
                 name, prompt, max_kv_size=cap, max_tokens=rng.randrange(1, 20), seed=len(requests), **rng.choice(knobs)

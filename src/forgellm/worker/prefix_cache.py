@@ -38,6 +38,11 @@ def new_cache(model: Any, max_kv_size: int | None) -> list[Any]:
     return capped
 
 
+def has_window(cache: list[Any]) -> bool:
+    """Whether a layer keeps only the last tokens: by max_kv_size, or in a model with sliding windows."""
+    return any(isinstance(layer, RotatingKVCache) for layer in cache)
+
+
 class PrefixCache:
     """At most `max_bytes` of caches by their tokens, the oldest dropped first; 0 switches it off.
 
