@@ -126,8 +126,8 @@ class MLXEngine:
         mx.clear_cache()
 
     def _new_generator(self, max_kv_size: int | None = None) -> BatchGenerator:
-        # Several prompts in rotating windows come out wrong in mlx-lm 0.32.2 when a chunk has one token of each (the test
-        # of random traffic shows it), so prompts of such models and windows are read one by one.
+        # Several prompts in rotating windows come out wrong in mlx-lm 0.32.2 when a chunk has one token of each (the
+        # test of random traffic shows it), so prompts of such models and windows are read one by one.
         together = 1 if has_window(new_cache(self._model, max_kv_size)) else PROMPTS_TOGETHER
         return BatchGenerator(
             self._model,
