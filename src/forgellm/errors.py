@@ -6,6 +6,7 @@
     │   ├── ContextLengthExceeded    prompt and answer do not fit the model's context
     │   ├── TemplateError            the model's chat template refused the messages
     │   ├── PayloadTooLarge          the body is larger than the server takes
+    │   ├── RequestCrashesWorker     a worker died under it, and died again when it was run again
     │   └── Unsupported              a known parameter that this model or engine cannot honour
     ├── NotFound                     a name that is not known
     │   ├── ModelNotFound
@@ -67,6 +68,10 @@ class TemplateError(InvalidRequest):
 
 class PayloadTooLarge(InvalidRequest):
     code = "payload_too_large"
+
+
+class RequestCrashesWorker(InvalidRequest):
+    code = "request_crashes_worker"
 
 
 class Unsupported(InvalidRequest):

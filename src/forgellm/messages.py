@@ -59,7 +59,8 @@ class Request:
     `messages` are chat turns ({"role", "content"}), rendered by the tokenizer's own chat template; `template` None
     leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
     demands it. `prompt` is raw text, or token ids, given to the model as it is. `max_kv_size` caps this request's
-    KV cache, in tokens (a rotating window).
+    KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
+    produced and the client has: the engine goes on after them as if it had produced them itself.
     """
 
     request_id: str
@@ -69,6 +70,7 @@ class Request:
     template: bool | None = None
     max_kv_size: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    resume: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

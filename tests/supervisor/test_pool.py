@@ -14,6 +14,7 @@ from forgellm.errors import (
     ModelUnloading,
     QueueFull,
     QueueTimeout,
+    RequestCrashesWorker,
     ShuttingDown,
     WorkerDied,
 )
@@ -279,16 +280,137 @@ def test_prefill_progress_reaches_its_request_only_while_it_runs() -> None:
 # Deaths
 
 
-def test_a_killed_worker_is_respawned_at_once_and_its_requests_get_one_error_each() -> None:
+def test_a_killed_worker_is_respawned_at_once_and_its_requests_go_on_where_they_were() -> None:
     world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.token(life, request, "a")
+    world.token(life, request, "b")
+    world.die(life)
+    (new,) = world.alive
+    assert world.worker().restarts == 1
+    assert world.model().queue_depth == 1
+    world.ready(new)
+    assert world.resumed(request) == [(life, ()), (new, (1, 1))]
+    world.token(new, request, "c", "stop")
+    assert [chunk[1] for chunk in world.delivered(request)] == ["a", "b", "c"]
+
+
+def test_what_a_dead_worker_ran_is_first_in_line_and_in_its_old_order() -> None:
+    world = World()
+    life = world.loaded(max_batch=2)
+    first, second, queued = world.ask(), world.ask(), world.ask()
+    world.die(life)
+    (new,) = world.alive
+    world.ready(new)
+    world.token(new, first)
+    world.token(new, second, finish="stop")
+    order = [c.request.request_id for life, c in world.generates() if life == new]
+    assert order == [first, second, queued]
+
+
+def test_a_request_goes_on_at_another_replica_without_waiting_for_the_respawn() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    requests = [world.ask(), world.ask()]
+    lost = next(request for request in requests if world.life_of(request) == 1)
+    world.die(1)
+    assert world.resumed(lost) == [(1, ()), (2, ())]
+
+
+def test_suspects_are_run_again_one_at_a_time_until_a_token_clears_them() -> None:
+    """Or a poisoned request and its neighbours would look the same at the second death."""
+    world = World()
+    life = world.loaded()
+    requests = [world.ask() for _ in range(3)]
+    world.die(life, code=-signal.SIGABRT)
+    (new,) = world.alive
+    world.ready(new)
+    assert [c.request.request_id for life, c in world.generates() if life == new] == requests[:1]
+    innocent = world.ask()
+    assert world.life_of(innocent) == new
+    world.token(new, requests[0])
+    assert [c.request.request_id for life, c in world.generates() if life == new] == [
+        requests[0],
+        innocent,
+        requests[1],
+    ]
+
+
+def test_a_poisoned_request_is_quarantined_at_its_second_crash_and_its_neighbours_finish() -> None:
+    world = World()
+    life = world.loaded()
+    good, poison, other = world.ask(), world.ask(), world.ask()
+    world.die(life, "the worker aborted", code=-signal.SIGABRT)
+    (second,) = world.alive
+    world.ready(second)
+    world.token(second, good)
+    world.die(second, "the worker aborted", code=-signal.SIGABRT)
+    assert isinstance(world.news(poison), RequestCrashesWorker)
+    (third,) = world.alive
+    world.ready(third)
+    world.token(third, good, finish="stop")
+    world.token(third, other, finish="stop")
+    assert [chunk[4] for chunk in world.delivered(good)] == [None, "stop"]
+    assert [chunk[4] for chunk in world.delivered(other)] == ["stop"]
+
+
+def test_poisoned_requests_do_not_use_up_the_crash_budget() -> None:
+    """Or one client with a bad prompt could take a model from all others."""
+    world = World(crash_budget=3)
+    world.loaded()
+    for _ in range(5):
+        poison = world.ask()
+        for _ in range(2):
+            world.die(world.alive[0], code=-signal.SIGABRT)
+            world.ready(world.alive[0])
+        assert isinstance(world.news(poison), RequestCrashesWorker)
+    assert world.worker().state is S.READY
+
+
+def test_kills_from_outside_count_less_than_crashes() -> None:
+    world = World(crash_budget=100, backoff_max_s=0)
+    world.loaded()
+    request = world.ask()
+    for _ in range(4):
+        world.die(world.alive[0], code=-signal.SIGKILL)
+        world.ready(world.alive[0])
+        assert world.delivered(request) == []
+    world.die(world.alive[0], code=-signal.SIGKILL)
+    assert isinstance(world.news(request), RequestCrashesWorker)
+
+
+def test_a_request_that_goes_on_between_deaths_is_never_to_blame() -> None:
+    world = World(crash_budget=100, backoff_max_s=0)
+    world.loaded()
+    request = world.ask()
+    for _ in range(50):
+        world.token(world.alive[0], request)
+        world.die(world.alive[0], code=-signal.SIGSEGV)
+        world.ready(world.alive[0])
+    world.token(world.alive[0], request, finish="stop")
+    assert world.delivered(request)[-1][4] == "stop"
+
+
+def test_an_abort_reaches_a_request_that_waits_for_its_next_life() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.token(life, request)
+    world.die(life)
+    world.abort(request)
+    assert world.delivered(request)[-1][4] == "abort"
+    assert world.delivered(request)[-1][5].completion_tokens == 1
+    world.ready(world.alive[0])
+    assert len(world.resumed(request)) == 1
+
+
+def test_requests_of_a_model_that_gave_up_get_one_error_each() -> None:
+    world = World(crash_budget=1)
     life = world.loaded()
     requests = [world.ask(), world.ask()]
     world.die(life)
-    assert all(isinstance(world.news(request), WorkerDied) for request in requests)
-    (new,) = world.alive
-    assert world.worker().restarts == 1
-    world.ready(new)
-    assert world.life_of(world.ask()) == new
+    assert all(isinstance(world.news(request), ModelFailed) for request in requests)
 
 
 def test_events_of_an_older_life_are_dropped() -> None:
@@ -449,7 +571,7 @@ def test_a_worker_killed_while_it_drains_fails_its_requests_and_is_gone() -> Non
     request = world.ask()
     world.unload()
     world.die(life)
-    assert isinstance(world.news(request), WorkerDied)
+    assert isinstance(world.news(request), ModelUnloading)
     assert world.news("unload").was_loaded
 
 

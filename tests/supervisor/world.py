@@ -100,9 +100,9 @@ class World:
         self.say(life, Hello(1000 + life), Imported(0.1), LoadFailed(code, "its files are broken"))
         self.die(life, "could not load")
 
-    def die(self, life: int, words: str = "the worker was killed") -> list[Effect]:
+    def die(self, life: int, words: str = "the worker was killed", code: int = -signal.SIGKILL) -> list[Effect]:
         self.alive.remove(life)
-        return self.do(self.pool.exited(life, words, self.now))
+        return self.do(self.pool.exited(life, code, words, self.now))
 
     def leave(self, life: int) -> list[Effect]:
         """A worker that obeys an Unload."""
@@ -127,17 +127,17 @@ class World:
         (news,) = self.delivered(to)
         return news
 
+    def generates(self) -> list[tuple[int, Generate]]:
+        """Each (life, Generate) that was sent, in order."""
+        sends = [e for e in self.effects if isinstance(e, Send)]
+        return [(e.life, e.command) for e in sends if isinstance(e.command, Generate)]
+
+    def resumed(self, request_id: str) -> list[tuple[int, tuple[int, ...]]]:
+        """Where a request was run, and after which tokens."""
+        return [(life, c.request.resume) for life, c in self.generates() if c.request.request_id == request_id]
+
     def life_of(self, request_id: str) -> int | None:
-        return next(
-            (
-                e.life
-                for e in self.effects
-                if isinstance(e, Send)
-                and isinstance(e.command, Generate)
-                and e.command.request.request_id == request_id
-            ),
-            None,
-        )
+        return next((life for life, _ in self.resumed(request_id)), None)
 
     def signals(self, life: int) -> list[signal.Signals]:
         return [signal.Signals(e.number) for e in self.effects if isinstance(e, Signal) and e.life == life]

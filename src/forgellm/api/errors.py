@@ -30,6 +30,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "model_invalid": 422,
     "unsupported_format": 422,
     "untrusted_code": 422,
+    "request_crashes_worker": 422,
     "queue_full": 429,
     "client_gone": 499,  # nobody reads it; nginx's number, for the log
     "internal_error": 500,

@@ -4,6 +4,7 @@ Decides nothing: who is started, signalled or buried is the pool's word.
 """
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ CHECK_S = 1.0
 REAP_S = 0.002
 LINGER_S = 1.0
 KEPT_LOGS = 20
+FAULT = 1  # the exit code that stands for a worker which broke its protocol, and was killed for it
 
 
 @dataclass(slots=True)
@@ -23,6 +25,7 @@ class _Dying:
 
     deadline: float
     is_silent: bool  # its channel has ended
+    verdict: str = ""  # why we killed it; nothing outside did
 
 
 class Crew:
@@ -67,12 +70,13 @@ class Crew:
         """A worker's channel ended: its process is gone, or goes now."""
         process = self._processes.get(life)
         if process is not None:
-            if reason:
-                process.signal(9)  # it said something that is no event; it cannot be trusted any more
-            self._dying[life] = _Dying(now + LINGER_S, is_silent=True)
+            verdict = f"the worker said something that is no event ({reason}) and was killed" if reason else ""
+            if verdict:
+                process.signal(signal.SIGKILL)
+            self._dying[life] = _Dying(now + LINGER_S, is_silent=True, verdict=verdict)
 
-    def reap(self, now: float) -> list[tuple[int, str]]:
-        """Bury whoever is gone: [(life, how it ended, in words)]. Never blocks."""
+    def reap(self, now: float) -> list[tuple[int, int, str]]:
+        """Bury whoever is gone: [(life, exit code, how it ended in words)]. Never blocks."""
         if now >= self._next_check:
             self._next_check = now + CHECK_S
             self._check(now)
@@ -81,11 +85,13 @@ class Crew:
             process = self._processes[life]
             exit_code = process.poll()
             if exit_code is None:
-                if now >= dying.deadline:  # it closed its channel and lives on
+                if now >= dying.deadline:
                     dying.deadline = now + LINGER_S
-                    process.signal(9)
+                    dying.verdict = dying.verdict or "the worker closed its channel, lived on, and was killed"
+                    process.signal(signal.SIGKILL)
             elif dying.is_silent or now >= dying.deadline:
-                buried.append((life, describe_exit(exit_code, process.tail())))
+                words = dying.verdict or describe_exit(exit_code, process.tail())
+                buried.append((life, FAULT if dying.verdict else exit_code, words))
                 self.guardian.remove(process.pid)
                 process.close()
                 del self._processes[life], self._dying[life]
@@ -98,7 +104,7 @@ class Crew:
     def kill_all(self) -> None:
         """The last resort of a supervisor that must end now."""
         for process in self._processes.values():
-            process.signal(9)
+            process.signal(signal.SIGKILL)
 
     def close(self) -> None:
         self.guardian.close()

@@ -111,8 +111,10 @@ class Lifecycle:
 
     # Dying -----------------------------------------------------------------------------------------------------------
 
-    def exited(self, slot: Slot, order: LoadOrder, words: str, now: float) -> None:
-        """The slot's process is gone: stopped as asked, or to be tried again, or given up."""
+    def exited(self, slot: Slot, order: LoadOrder, words: str, now: float, *, is_explained: bool = False) -> None:
+        """The slot's process is gone: stopped as asked, or to be tried again, or given up.
+
+        `is_explained`: a request was found to blame, so neither this death nor the one before it counts."""
         del self.slots[slot.life]
         slot.end_life()
         if slot.state is _S.DRAINING:
@@ -121,6 +123,11 @@ class Lifecycle:
             self._move(slot, _S.STOPPED, now, slot.reason)
         elif slot.failure is not None and not (slot.was_ready and isinstance(slot.failure, WorkerDied)):
             self._give_up(slot, slot.failure, now)
+        elif slot.was_ready and is_explained:
+            slot.restarts += 1
+            slot.crashes = slot.crashes[:-1]
+            self._move(slot, _S.BACKOFF, now, words)
+            self.start(slot, order, now, words)
         elif slot.was_ready:
             self._crashed(slot, order, words, now)
         elif slot.state is _S.STARTING and not slot.is_imported and not slot.spawn_retried:

@@ -5,6 +5,7 @@ Nothing else in the program decides anything. Must not read a clock, start a thr
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from forgellm.config import Settings
 from forgellm.errors import (
@@ -14,8 +15,8 @@ from forgellm.errors import (
     ModelUnloading,
     QueueFull,
     QueueTimeout,
+    RequestCrashesWorker,
     ShuttingDown,
-    WorkerDied,
     from_wire,
 )
 from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, Usage
@@ -24,6 +25,7 @@ from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
+from forgellm.supervisor.replay import FROM_OUTSIDE, charge, is_quarantined
 from forgellm.supervisor.slots import Asked, LoadOrder, Model, Slot
 from forgellm.supervisor.status import PoolStatus
 
@@ -57,7 +59,7 @@ class Pool:
             self._out.deliver(request.request_id, refusal)
         else:
             model.last_used = now
-            model.queue.append(request)
+            model.queue.append(request.request_id)
             self._asked[request.request_id] = Asked(request, queued_at=now)
             self._dispatch(model)
         return self._out.take()
@@ -68,10 +70,10 @@ class Pool:
         if asked is not None and asked.life:
             self._out.do(Send(asked.life, Abort(request_id)))
         elif asked is not None:
-            self._models[asked.request.model].queue.remove(asked.request)
+            self._models[asked.request.model].queue.remove(request_id)
             del self._asked[request_id]
-            nothing = Usage(prompt_tokens=0, completion_tokens=0)
-            self._out.deliver(request_id, (request_id, "", (), None, "abort", nothing))
+            so_far = Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
+            self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far))
         return self._out.take()
 
     def load(self, order: LoadOrder, ticket: str, now: float) -> list[Effect]:
@@ -147,19 +149,15 @@ class Pool:
             self._settle(model, now)
         return self._out.take()
 
-    def exited(self, life: int, words: str, now: float) -> list[Effect]:
-        """A process is gone; `words` say how, for people."""
+    def exited(self, life: int, exit_code: int, words: str, now: float) -> list[Effect]:
+        """A process is gone; `words` say how, for people. What ran on it is run again elsewhere (see replay.py)."""
         slot = self._life.slots.get(life)
         if slot is not None:
             model = self._models[slot.model]
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
-            died = WorkerDied(f"{words}, and this request was running on it", retry_after_s=RETRY_AFTER_S)
-            for request_id in sorted(slot.requests):
-                del self._asked[request_id]
-                self._out.deliver(request_id, died)
-            slot.requests.clear()
-            self._life.exited(slot, model.order, words, now)
+            is_explained = self._replay(model, slot, exit_code, words, now)
+            self._life.exited(slot, model.order, words, now, is_explained=is_explained)
             self._settle(model, now)
         elif self._life.spare_exited(life):
             self._ensure_spare(now)
@@ -179,11 +177,11 @@ class Pool:
             for slot in list(model.slots):
                 if slot.deadline is not None and now >= slot.deadline:
                     self._life.overdue(slot, model.order, now)
-            while model.queue and now >= self._queue_deadline(model):
-                request = model.queue.popleft()
-                del self._asked[request.request_id]
+            for request_id in [each for each in model.queue if now >= self._queue_deadline(each)]:
+                model.queue.remove(request_id)
+                del self._asked[request_id]
                 waited = f"waited {self._settings.queue_timeout_s:g} s in the queue of {model.name}; try again later"
-                self._out.deliver(request.request_id, QueueTimeout(waited, retry_after_s=RETRY_AFTER_S))
+                self._out.deliver(request_id, QueueTimeout(waited, retry_after_s=RETRY_AFTER_S))
             if now >= _idle_deadline(model):
                 self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
         self._life.tick_spares(now)
@@ -198,13 +196,11 @@ class Pool:
         yield self._life.spare_deadline()
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
-            yield self._queue_deadline(model)
+            yield from map(self._queue_deadline, model.queue)
             yield _idle_deadline(model)
 
-    def _queue_deadline(self, model: Model) -> float:
-        if not model.queue:
-            return math.inf
-        return self._asked[model.queue[0].request_id].queued_at + self._settings.queue_timeout_s
+    def _queue_deadline(self, request_id: str) -> float:
+        return self._asked[request_id].queued_at + self._settings.queue_timeout_s
 
     # The picture -----------------------------------------------------------------------------------------------------
 
@@ -236,24 +232,59 @@ class Pool:
         return None
 
     def _dispatch(self, model: Model) -> None:
-        """Send queued requests to ready workers with a free place, each time to the least loaded one."""
+        """Send queued requests to ready workers with a free place, in order, each to the least loaded one.
+
+        A suspect waits for a worker that runs no other suspect; meanwhile a place is kept for it."""
         limit = model.order.options.max_batch
-        while model.queue:
+        kept = 0
+        for request_id in list(model.queue):
+            asked = self._asked[request_id]
             free = [slot for slot in model.slots if slot.state is _S.READY and len(slot.requests) < limit]
-            if not free:
+            if sum(limit - len(slot.requests) for slot in free) <= kept:
                 return
+            if asked.is_suspect:
+                free = [slot for slot in free if not any(self._asked[other].is_suspect for other in slot.requests)]
+            if not free:
+                kept += 1
+                continue
             slot = min(free, key=lambda slot: len(slot.requests))
-            request = model.queue.popleft()
-            self._asked[request.request_id].life = slot.life
-            slot.requests.add(request.request_id)
-            self._out.do(Send(slot.life, Generate(request)))
+            model.queue.remove(request_id)
+            asked.life = slot.life
+            slot.requests.add(request_id)
+            self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
+
+    def _replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
+        """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it.
+
+        Returns whether something was."""
+        left = [asked for request_id, asked in self._asked.items() if request_id in slot.requests]
+        slot.requests.clear()
+        charge(left, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
+        for asked in reversed(left):
+            request_id = asked.request.request_id
+            if is_quarantined(asked):
+                del self._asked[request_id]
+                again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
+                self._out.deliver(request_id, RequestCrashesWorker(again))
+            else:
+                asked.life, asked.queued_at = 0, now
+                model.queue.appendleft(request_id)
+        if model.is_unloading:
+            self._refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
+        return any(map(is_quarantined, left))
 
     def _chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
-        request_id, finish_reason = chunk[0], chunk[4]
-        if request_id in slot.requests:
-            self._out.deliver(request_id, chunk)
-            if finish_reason is not None:
-                self._ended(slot, request_id, now)
+        request_id, _, token_ids, _, finish_reason, _ = chunk
+        if request_id not in slot.requests:
+            return
+        asked = self._asked[request_id]
+        asked.tokens.extend(token_ids)
+        was_suspect, asked.blame = asked.is_suspect, 0
+        self._out.deliver(request_id, chunk)
+        if finish_reason is not None:
+            self._ended(slot, request_id, now)
+        elif was_suspect:
+            self._dispatch(self._models[slot.model])
 
     def _ended(self, slot: Slot, request_id: str, now: float) -> None:
         """A running request has ended: free its place."""
@@ -267,9 +298,9 @@ class Pool:
 
     def _refuse_queue(self, model: Model, error: ForgeLLMError) -> None:
         while model.queue:
-            request = model.queue.popleft()
-            del self._asked[request.request_id]
-            self._out.deliver(request.request_id, error)
+            request_id = model.queue.popleft()
+            del self._asked[request_id]
+            self._out.deliver(request_id, error)
 
     # Models ----------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Model:
     ordered_at: float
     last_used: float
     slots: list[Slot] = field(default_factory=list)
-    queue: deque[Request] = field(default_factory=deque)
+    queue: deque[str] = field(default_factory=deque)  # ids of requests, first in line first
     load_tickets: list[str] = field(default_factory=list)
     unload_tickets: list[str] = field(default_factory=list)
     next_order: LoadOrder | None = None  # to load once the present workers are gone
@@ -106,8 +106,17 @@ class Spare:
 
 @dataclass(slots=True)
 class Asked:
-    """A request that has not ended: queued (life 0) or running on a life."""
+    """A request that has not ended: queued (life 0) or running on a life.
+
+    `tokens` of its answer were delivered. `blame` grows with each death that it may have caused, and is forgotten with
+    its next token; until then it is a suspect."""
 
     request: Request
     life: int = 0
     queued_at: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    blame: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.blame > 0

@@ -38,6 +38,7 @@ log = logging.getLogger("forgellm.supervisor")
 
 START_DEADLINE_S = 60.0
 BATCH = 256
+NOT_STARTED = 1  # the exit code of a worker that could not even be started
 F32_SHARE = 0.5  # of the memory that is free now: what "auto" may spend on dequantised weights
 
 Call = Callable[[float], Iterable[Effect]]
@@ -273,8 +274,8 @@ class Supervisor:
             pass
         now = time.monotonic()
         if now >= crew.next_check():
-            for life, words in crew.reap(now):
-                self._carry_out(self._pool.exited(life, words, now))
+            for life, exit_code, words in crew.reap(now):
+                self._carry_out(self._pool.exited(life, exit_code, words, now))
         if now >= self._pool.deadline():
             self._carry_out(self._pool.tick(now))
 
@@ -315,7 +316,7 @@ class Supervisor:
             self._the_crew.spawn(life, engine)
         except OSError as error:
             words = f"no process could be started: {error}"
-            self._post(lambda now: self._pool.exited(life, words, now))
+            self._post(lambda now: self._pool.exited(life, NOT_STARTED, words, now))
 
     def _measured(self, sizes: dict[int, int]) -> list[Effect]:
         self._pool.memory(sizes)

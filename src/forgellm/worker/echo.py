@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from forgellm.errors import ConfigError, InvalidRequest, from_wire
+from forgellm.errors import ConfigError, EmptyPrompt, from_wire
 from forgellm.messages import (
     Chunk,
     EngineOptions,
@@ -41,7 +41,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     die_in_load: str | None = None  # a signal's name
     allocate_bytes: int = 0  # held from load until the process ends
     crash_at_token: int | None = None  # of any request: the worker kills itself just before it
-    crash_signal: str = "SIGKILL"
+    crash_signal: str = "SIGABRT"
     crash_if_prompt_has: str | None = None  # kills itself when such a request joins
     fail_at_token: int | None = None  # that request fails, the worker lives
     print_at_load: str | None = None  # to the worker's stderr, flushed
@@ -62,7 +62,7 @@ class _Running:
         self.joined = now
         self.due = now + prefill_s
         self.first: float | None = None
-        self.sent = 0
+        self.sent = len(request.resume)
         self.is_aborted = False
 
     def usage(self, now: float) -> Usage:
@@ -212,7 +212,7 @@ def _prompt(request: Request) -> str:
     else:
         text = request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt or ()))
     if not text.strip():
-        raise InvalidRequest("the prompt is empty; give at least one word", field="prompt")
+        raise EmptyPrompt("the prompt is empty; give at least one word", field="prompt")
     return text
 
 

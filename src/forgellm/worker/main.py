@@ -136,6 +136,9 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
         else:
             from forgellm.worker import blas  # noqa: PLC0415
 
+            os.environ["HF_HUB_OFFLINE"] = (
+                "1"  # names were resolved before; transformers must not reach for the network
+            )
             # Must come before mlx is imported: the first library that defines cblas_* wins.
             description = blas.activate(Path(boot.cache_dir), boot.fast_blas)
             from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415

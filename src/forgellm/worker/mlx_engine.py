@@ -141,15 +141,18 @@ class MLXEngine:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """See Engine.add. The answer is cut to what the context length leaves room for."""
-        wanted = request.sampling
+        """See Engine.add. The answer is cut to what the context length leaves room for.
+
+        What an earlier life produced is read like the prompt; position, penalties, stop strings and half-decoded text
+        go on from there, so that the answer is the one that life would have given."""
+        wanted, resume = request.sampling, list(request.resume)
         if request.request_id in self._where:
             raise InvalidRequest(f"request_id {request.request_id} is already running", field="request_id")
-        tokens = self._prompts.tokens(request)
-        room = self._context_length - len(tokens)
+        prompt = self._prompts.tokens(request)
+        room = self._context_length - len(prompt)
         if room < 1:
             raise ContextLengthExceeded(
-                f"the prompt has {len(tokens)} tokens and the answer needs at least 1, but the context length is "
+                f"the prompt has {len(prompt)} tokens and the answer needs at least 1, but the context length is "
                 f"{self._context_length}; shorten the prompt",
                 field="prompt",
             )
@@ -159,13 +162,18 @@ class MLXEngine:
                 f"logit_bias names token {bad}; this model knows 0 to {self._vocab_size - 1}", field="logit_bias"
             )
         cap = self._cap_for(request.max_kv_size)
+        tokens = prompt + resume
         cache, cached = self._prefixes.take(tokens, cap)
-        changes = sampling.processors(wanted, len(tokens))
+        changes = sampling.processors(wanted, len(prompt))
+        stream = TextStream(self._texts.decoder(is_continuation=request.messages is None), wanted.stop)
+        for token in resume:
+            stream.push(token)  # the client has this text
         running = Running(
             request_id=request.request_id,
-            stream=TextStream(self._texts.decoder(is_continuation=request.messages is None), wanted.stop),
-            prompt_tokens=len(tokens),
-            cached_tokens=cached,
+            stream=stream,
+            prompt_tokens=len(prompt),
+            cached_tokens=min(cached, len(prompt)),
+            completion_tokens=len(resume),
             top_logprobs=wanted.logprobs,
             raw_logprobs=deque() if changes and wanted.logprobs is not None else None,
             added=time.monotonic(),
@@ -175,10 +183,10 @@ class MLXEngine:
             batch = self._batches[cap] = _Batch(cap, self._new_generator(cap))
         (uid,) = batch.generator.insert(
             [tokens[cached:]],
-            max_tokens=[min(wanted.max_tokens, room)],
+            max_tokens=[min(wanted.max_tokens, room) - len(resume)],
             caches=[cache if cache is not None else new_cache(self._model, cap)],
             all_tokens=[tokens[:cached]],
-            samplers=[guarded_sampler(running, wanted)],
+            samplers=[guarded_sampler(running, wanted, position=len(resume))],
             logits_processors=[guarded_processors(running, changes)],
         )
         batch.running[uid] = running
@@ -248,7 +256,7 @@ class MLXEngine:
                 running.joined = started
             if response.end_of_prompt:
                 batch.prefilling.discard(response.uid)
-            done = running.cached_tokens + response.progress[0]
+            done = min(running.cached_tokens + response.progress[0], running.prompt_tokens)
             news.append(Prefill(running.request_id, done, running.prompt_tokens))
         now = time.monotonic()
         for response in answers:

@@ -86,11 +86,11 @@ def failed(running: Running, error: Exception) -> RequestFailed:
 # kept for that request, so that the step goes on.
 
 
-def guarded_sampler(running: Running, wanted: Sampling) -> Callable[[mx.array], mx.array]:
+def guarded_sampler(running: Running, wanted: Sampling, position: int) -> Callable[[mx.array], mx.array]:
     if wanted.temperature == 0:
         return sampling.greedy
     seed = wanted.seed
-    sampler = sampling.SeededSampler(wanted, secrets.randbits(63) if seed is None else seed)
+    sampler = sampling.SeededSampler(wanted, secrets.randbits(63) if seed is None else seed, position)
 
     def sample(logprobs: mx.array) -> mx.array:
         try:
