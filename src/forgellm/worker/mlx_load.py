@@ -4,6 +4,7 @@ Runs no code of a model folder, downloads nothing but the demo model, and lets o
 """
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,28 +91,29 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, risin
     read = rising.part(0.0 if source.kind == "folder" else 0.5, 1.0)
     read(0.0, "reading weights")
     model, config = load_model(folder, lazy=True, strict=True, trust_remote_code=False)
-    tokenizer = load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
-    parameters = get_total_parameters(model)
-    if source.adapter_path is not None:
-        model = _with_adapter(model, Path(source.adapter_path))
-    choice = layout.decide(
-        options.layout,
-        on_cpu=on_cpu,
-        is_blas_fast=is_blas_fast,
-        f32_bytes=layout.f32_bytes(model),
-        budget_bytes=options.memory_budget_bytes,
-    )
-    layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: read(done, "reading weights"))
+    with ThreadPoolExecutor(1, "tokenizer") as beside:  # half a second of Python, while mlx computes without the GIL
+        plain = {"trust_remote_code": False}
+        tokenizer = beside.submit(load_tokenizer, folder, plain, eos_token_ids=config.get("eos_token_id"))
+        parameters = get_total_parameters(model)
+        if source.adapter_path is not None:
+            model = _with_adapter(model, Path(source.adapter_path))
+        choice = layout.decide(
+            options.layout,
+            on_cpu=on_cpu,
+            is_blas_fast=is_blas_fast,
+            f32_bytes=layout.f32_bytes(model),
+            budget_bytes=options.memory_budget_bytes,
+        )
+        layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: read(done, "reading weights"))
     bits = _bits(config)
-    description = layout.describe(model, bits)
     return Loaded(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.result(),
         config=config,
-        context_length=_context_length(config, tokenizer),
+        context_length=_context_length(config, tokenizer.result()),
         parameters=parameters,
         quantization=f"{bits}-bit" if bits else "none",
-        layout=description,
+        layout=layout.describe(model, bits),
     )
 
 
