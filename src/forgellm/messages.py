@@ -103,6 +103,7 @@ class EngineOptions:
     `memory_budget_bytes` is what "auto" may spend on weights, 0 = not known: keep native; it changes from moment to
     moment, so two loads that differ in nothing else ask for the same thing.
     `context_length` None: the model's own. `prefill_chunk_s`: how long one prefill chunk may stall other streams.
+    `warm_up`: run the model once before it is ready, so that the first user does not wait for kernels to be compiled.
     """
 
     layout: Literal["auto", "f32", "native"] = "auto"
@@ -112,6 +113,7 @@ class EngineOptions:
     max_batch: int = 32
     prefill_chunk_s: float = 0.5
     prefix_cache_bytes: int = 1 << 30
+    warm_up: bool = True
     cache_dir: str = ""
 
 

@@ -5,6 +5,7 @@ Knows slots and the spare worker; knows no queues of requests and no tickets: th
 
 import math
 import signal
+from dataclasses import replace
 
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, WorkerDied, from_wire
@@ -67,7 +68,9 @@ class Lifecycle:
         self._move(slot, _S.STARTING, now, reason, now + timeout_s)
         if slot.is_imported:
             self._move(slot, _S.LOADING, now, reason, now + self._settings.load_timeout_s)
-        self._out.do(Send(slot.life, Load(order.source, order.options)))
+        # A respawn has clients waiting, and mlx has compiled this model's kernels in the life before.
+        options = replace(order.options, warm_up=not slot.was_ready)
+        self._out.do(Send(slot.life, Load(order.source, options)))
 
     def restart(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
         """Start at a user's word: whatever went wrong before is forgotten."""

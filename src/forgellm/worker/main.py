@@ -7,6 +7,7 @@ commands, so that the end of the supervisor is noticed even while the main threa
 import contextlib
 import ctypes
 import faulthandler
+import math
 import os
 import queue
 import signal
@@ -41,6 +42,8 @@ from forgellm.messages import (
 from forgellm.worker.engine import Engine
 
 MEMORY_REPORT_S = 1.0
+GATHER_GAP_S = 0.005
+GATHER_S = 0.03
 
 
 class ExitCode(IntEnum):
@@ -170,17 +173,23 @@ class _Loop:
                 return code
 
     def _turn(self) -> ExitCode | None:
-        """All commands that wait (or the next one, if there is nothing else to do), then one step."""
-        is_busy = self._engine.has_work()
+        """All commands that wait, then one step. With nothing to do: wait for a command, and a moment for its like.
+
+        A burst of requests reaches an idle worker one by one; begun one by one, the first prompt would be read alone,
+        and all others wait for it (measured: 8 requests over HTTP, demo model: first token 4.1 s instead of 2.6 s)."""
+        is_idle = not self._engine.has_work()
+        wait_s, gather_until = MEMORY_REPORT_S if is_idle else 0.0, math.inf
         while True:
             try:
-                command = self._commands.get(block=not is_busy, timeout=MEMORY_REPORT_S)
+                command = self._commands.get(block=wait_s > 0, timeout=wait_s)
             except queue.Empty:
                 break
             code = self._obey(command)
             if code is not None:
                 return code
-            is_busy = True
+            now = time.monotonic()
+            gather_until = min(gather_until, now + GATHER_S)
+            wait_s = min(GATHER_GAP_S, gather_until - now) if is_idle and isinstance(command, Generate) else 0.0
         if self._engine.has_work():
             chunks, news = self._engine.step()
             for item in news:

@@ -86,7 +86,8 @@ class MLXEngine:
             self._texts = TokenText(loaded.tokenizer)
             self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size, self._context_length)
             self._cap_for(options.max_kv_size)
-            self._warm_up()
+            if options.warm_up:
+                self._warm_up()
         except ForgeLLMError:
             raise
         except Exception as error:  # the load edge: weights that load may still not run
