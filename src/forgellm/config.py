@@ -87,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     )
     load_timeout_s: Annotated[Seconds, _field("Longest a load may take.")] = 1800.0
     drain_timeout_s: Annotated[Seconds, _field("How long an unload lets running requests finish.")] = 30.0
+    shutdown_grace_s: Annotated[Seconds, _field("How long a stopping daemon lets running requests finish.")] = 30.0
     unload_timeout_s: Annotated[Seconds, _field("From unload to SIGTERM.")] = 5.0
     term_timeout_s: Annotated[Seconds, _field("From SIGTERM to SIGKILL.")] = 5.0
     backoff_initial_s: Annotated[Seconds, _field("Wait before the second respawn in a row; doubles.")] = 0.5

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -50,8 +51,8 @@ def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        with _stop_signal() as wait_for_stop:
-            _serve(settings, preload, on_ready, wait_for_stop)
+        with _stop_signals() as signals:
+            _serve(settings, preload, on_ready, signals)
     except ForgeLLMError as error:
         sys.stderr.write(f"Error: {error.message}\n")
         return exit_code(error)
@@ -69,7 +70,7 @@ def _serve(
     settings: Settings,
     preload: Sequence[str],
     on_ready: Callable[[str], None] | None,
-    wait_for_stop: Callable[[], None],
+    signals: "_StopSignals",
 ) -> None:
     from forgellm.api.app import create_app
     from forgellm.api.gate import Gate
@@ -88,10 +89,24 @@ def _serve(
         log.info("serving on %s", server.url)
         if on_ready is not None:
             on_ready(server.url)
-        wait_for_stop()
-        log.info("stopping")
+        signals.wait()
+        log.info(
+            "stopping: no new requests; running ones have %g s (another signal ends them)", settings.shutdown_grace_s
+        )
+        gate.drain()
+        threading.Thread(target=_be_impatient, args=(signals, gate), name="signals", daemon=True).start()
+        gate.wait_empty(settings.shutdown_grace_s)
     finally:
         _stop(gate, supervisor, server)
+
+
+def _be_impatient(signals: "_StopSignals", gate: "Gate") -> None:
+    """A second signal ends running requests now; a third ends everything: the guardian buries the workers."""
+    signals.wait()
+    log.warning("stopping at once; a third signal ends the daemon as it is")
+    gate.close()
+    signals.wait()
+    os._exit(EXIT_FAILED)
 
 
 def _stop(gate: "Gate", supervisor: "Supervisor", server: "HttpServer") -> None:
@@ -111,32 +126,33 @@ def _preload(supervisor: "Supervisor", settings: Settings, names: Sequence[str])
             raise ConfigError(f"cannot load {name}: {error.message}") from error
 
 
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], None]]:
-    """A function that returns once a signal to stop came. The handlers only write to a pipe: they may take no lock.
+class _StopSignals:
+    """SIGTERM, SIGINT and SIGHUP as bytes in a pipe: a handler may take no lock, and any thread may wait()."""
 
-    A signal that the parent had ignored (nohup, a background job) stays ignored.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
 
-    def enqueue(signal_number: int, frame: object) -> None:
+    def enqueue(self, signal_number: int, frame: object) -> None:
         with suppress(BlockingIOError):  # the pipe is full of requests to stop
-            os.write(writer, b"x")
+            os.write(self._writer, b"x")
 
-    wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, enqueue) for number in wanted}
+    def wait(self) -> None:
+        """Return at the next signal that no earlier wait() returned for."""
+        os.read(self._reader, 1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_StopSignals]:
+    """The signals that stop the daemon; the old handlers come back at the end. The pipe stays: a thread waits at it."""
+    signals = _StopSignals()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {number: signal.signal(number, signals.enqueue) for number in numbers}
     try:
-        yield lambda: _wait_readable(reader)
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        os.close(reader)
-        os.close(writer)
-
-
-def _wait_readable(reader: int) -> None:
-    os.read(reader, 1)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,11 @@ def test_a_signal_stops_it_cleanly(tmp_path, number):
 
 
 def test_a_signal_during_a_load_and_a_stream_stops_it_too(tmp_path):
-    toml = ECHO + 'options = {prefill_s = 60.0}\n[models.slow]\nsource = "echo"\noptions = {load_s = 60.0}\n'
+    toml = (
+        "shutdown_grace_s = 0.5\n"
+        + ECHO
+        + 'options = {prefill_s = 60.0}\n[models.slow]\nsource = "echo"\noptions = {load_s = 60.0}\n'
+    )
     with daemon(tmp_path, toml, "--model", "slow") as served:
         wait_loaded(served)
         raw = b'{"prompt": "x", "model": "e"}'
@@ -121,6 +125,53 @@ def test_a_signal_during_a_load_and_a_stream_stops_it_too(tmp_path):
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"shutting_down" in answer
         assert still_running(family) == []
+
+
+STREAM = {"model": "e", "prompt": " ".join(map(str, range(60))), "max_tokens": 60, "stream": True}
+SLOW = ECHO + "options = {tokens_per_s = 30.0}\n"
+
+
+@pytest.mark.chaos
+def test_chaos_039_running_requests_finish_after_sigterm_and_new_ones_are_refused(tmp_path):
+    with daemon(tmp_path, SLOW) as served:
+        wait_loaded(served)
+        with served.http.stream("POST", "/api/model/generate", json=STREAM) as response:
+            lines = response.iter_lines()
+            next(lines)
+            served.process.send_signal(signal.SIGTERM)
+            while served.http.get("/healthz").status_code != 503:
+                pass
+            refused = served.http.post("/api/model/generate", json=STREAM)
+            events = [json.loads(line) for line in lines]
+        assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
+        assert refused.headers["Retry-After"]
+        assert events[-1]["finish_reason"] == "stop"
+        assert events[-1]["completion_tokens"] == 60
+        assert served.process.wait(10) == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("signals", "code"), [(2, 0), (3, 1)])
+def test_chaos_040_a_second_signal_ends_what_runs_and_a_third_everything(tmp_path, signals, code):
+    toml = SLOW.replace("30.0}", "1.0, ignore_unload = true, ignore_sigterm = true}")
+    with daemon(tmp_path, toml) as served:
+        wait_loaded(served)
+        family = served.family()
+        with served.http.stream("POST", "/api/model/generate", json=STREAM) as response:
+            next(response.iter_lines())
+            begun = time.monotonic()
+            served.process.send_signal(signal.SIGINT)
+            while served.http.get("/healthz").status_code != 503:
+                pass
+            served.process.send_signal(signal.SIGINT)
+            while "stopping at once" not in (tmp_path / "daemon.log").read_text():
+                pass  # two signals of one kind at once would be one signal
+            if signals == 3:
+                served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(20) == code
+        assert time.monotonic() - begun < (5 if signals == 3 else 20)
+        assert still_running(family) == []
+        assert "Traceback" not in (tmp_path / "daemon.log").read_text()
 
 
 def test_killing_the_daemon_leaves_nothing(tmp_path):

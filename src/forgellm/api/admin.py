@@ -14,6 +14,6 @@ blueprint = Blueprint("admin", __name__)
 @blueprint.get("/healthz")
 def health() -> Response:
     """`ok` while the server takes requests, 503 while it stops."""
-    is_stopping = context().gate.is_stopping
+    is_stopping = context().gate.is_draining
     body = {"status": "stopping" if is_stopping else "ok", "version": importlib.metadata.version("forgellm")}
     return json_response(body, 503 if is_stopping else 200)

@@ -12,22 +12,29 @@ from forgellm.errors import ShuttingDown, Unavailable
 
 
 class Gate:
-    """A counter with a limit and a stop flag. Thread-safe."""
+    """A counter with a limit; open, then draining (those inside finish), then closed (they end now). Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._inside = 0
+        self._draining = False
         self._stopping = False
         self._news = threading.Condition()
 
     @property
+    def is_draining(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._draining
+
+    @property
     def is_stopping(self) -> bool:
+        """Whether those inside are to end now."""
         return self._stopping
 
     def enter(self) -> None:
-        """Take a place until leave(). Raises Unavailable when all are taken, ShuttingDown once close() was called."""
+        """Take a place until leave(). Raises Unavailable when all are taken, ShuttingDown after drain() or close()."""
         with self._news:
-            if self._stopping:
+            if self._draining:
                 raise ShuttingDown("the server is shutting down", retry_after_s=5)
             if self._inside >= self._limit:
                 message = f"{self._limit} requests are being served, the most this server takes (max_streams)"
@@ -48,10 +55,15 @@ class Gate:
         finally:
             self.leave()
 
+    def drain(self) -> None:
+        """Let nobody in from now on; those inside may finish."""
+        with self._news:
+            self._draining = True
+
     def close(self) -> None:
         """Let nobody in from now on, and ask those inside to end."""
         with self._news:
-            self._stopping = True
+            self._draining = self._stopping = True
             self._news.notify_all()
 
     def wait_empty(self, timeout_s: float) -> bool:
