@@ -113,6 +113,35 @@ def test_fewer_replicas_stop_the_surplus_worker_only() -> None:
     assert [worker.name for worker in world.model().workers] == ["m#1"]
 
 
+def test_the_streams_of_a_surplus_worker_move_to_the_others() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    requests = [world.ask(), world.ask()]
+    moving = next(request for request in requests if world.life_of(request) == 2)
+    world.token(2, moving, "a")
+    world.load(ticket="fewer", replicas=1)
+    assert world.commands(2)[-1] == "Abort"
+    world.token(2, moving, "b")
+    world.token(2, moving, "held back", "abort")
+    assert world.commands(2)[-1] == "Unload"
+    assert world.resumed(moving) == [(2, ()), (1, (1, 1))]
+    world.token(1, moving, "c", "stop")
+    assert [(chunk[1], chunk[4]) for chunk in world.delivered(moving)] == [("a", None), ("b", None), ("c", "stop")]
+
+
+def test_a_moving_stream_that_ends_by_itself_or_is_aborted_is_over() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    requests = [world.ask() for _ in range(4)]
+    ends, aborted = (request for request in requests if world.life_of(request) == 2)
+    world.load(ticket="fewer", replicas=1)
+    world.token(2, ends, "a", "stop")
+    world.abort(aborted)
+    world.token(2, aborted, "", "abort")
+    assert [world.news(ends)[4], world.news(aborted)[4]] == ["stop", "abort"]
+    assert world.worker(replica=2).state is S.STOPPING
+
+
 def test_a_broken_model_fails_its_load_and_is_not_tried_again() -> None:
     world = World()
     world.load()

@@ -199,6 +199,20 @@ def test_replicas_share_the_load_and_outlive_each_other(start_pool: StartPool) -
     assert ["0" + generation.result().text for generation in generations] == [text] * 4
 
 
+def test_streams_move_from_a_worker_that_must_go(start_pool: StartPool) -> None:
+    """Live migration: one replica less, and nobody notices."""
+    pool = start_pool(e={"tokens_per_s": 100.0})
+    pool.load("e", replicas=2)
+    text = " ".join(map(str, range(150)))
+    generations = [pool.generate("e", text) for _ in range(4)]
+    for generation in generations:
+        next(generation)
+    gone = pid(pool, replica=2)
+    pool.load("e", replicas=1)
+    wait_until(lambda: not psutil.pid_exists(gone), timeout_s=1)
+    assert ["0" + generation.result().text for generation in generations] == [text] * 4
+
+
 def test_a_worker_that_ignores_unload_and_sigterm_is_killed(start_pool: StartPool) -> None:
     pool = start_pool(
         {"unload_timeout_s": 0.2, "term_timeout_s": 0.2}, e={"ignore_unload": True, "ignore_sigterm": True}

@@ -68,6 +68,7 @@ class Pool:
         """End a request early. A queued one ends here, a running one with its worker's last chunk."""
         asked = self._asked.get(request_id)
         if asked is not None and asked.life:
+            asked.is_moving = False
             self._out.do(Send(asked.life, Abort(request_id)))
         elif asked is not None:
             self._models[asked.request.model].queue.remove(request_id)
@@ -267,17 +268,36 @@ class Pool:
                 again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
                 self._out.deliver(request_id, RequestCrashesWorker(again))
             else:
-                asked.life, asked.queued_at = 0, now
+                asked.life, asked.queued_at, asked.is_moving = 0, now, False
                 model.queue.appendleft(request_id)
         if model.is_unloading:
             self._refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
         return any(map(is_quarantined, left))
+
+    def _move_away(self, slot: Slot) -> None:
+        """Live migration: what a worker that must go is running goes on at the model's other workers."""
+        for request_id in sorted(slot.requests):
+            self._asked[request_id].is_moving = True
+            self._out.do(Send(slot.life, Abort(request_id)))
+
+    def _moved(self, slot: Slot, asked: Asked, now: float) -> None:
+        """The old worker has let go of a request; the text it held back is held back again by the next one."""
+        asked.life, asked.queued_at, asked.is_moving = 0, now, False
+        slot.requests.discard(asked.request.request_id)
+        model = self._models[slot.model]
+        model.queue.appendleft(asked.request.request_id)
+        if slot.state is _S.DRAINING and not slot.requests:
+            self._life.stop(slot, now, slot.reason)
+        self._dispatch(model)
 
     def _chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
         request_id, _, token_ids, _, finish_reason, _ = chunk
         if request_id not in slot.requests:
             return
         asked = self._asked[request_id]
+        if finish_reason == "abort" and asked.is_moving:
+            self._moved(slot, asked, now)
+            return
         asked.tokens.extend(token_ids)
         was_suspect, asked.blame = asked.is_suspect, 0
         self._out.deliver(request_id, chunk)
@@ -318,6 +338,7 @@ class Pool:
                 self._life.restart(slot, order, now, "load")
         for slot in model.slots[order.replicas :]:
             self._life.drain(slot, now, "one replica less", force=False)
+            self._move_away(slot)
         self._settle(model, now)
 
     def _stop_model(self, model: Model, now: float, reason: str, *, force: bool) -> None:

@@ -109,13 +109,14 @@ class Asked:
     """A request that has not ended: queued (life 0) or running on a life.
 
     `tokens` of its answer were delivered. `blame` grows with each death that it may have caused, and is forgotten with
-    its next token; until then it is a suspect."""
+    its next token; until then it is a suspect. `is_moving`: its worker was told to let go of it; another goes on."""
 
     request: Request
     life: int = 0
     queued_at: float = 0.0
     tokens: list[int] = field(default_factory=list)
     blame: int = 0
+    is_moving: bool = False
 
     @property
     def is_suspect(self) -> bool:
