@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
     from forgellm.supervisor import Supervisor
+    from forgellm.supervisor.journal import Restore
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -76,15 +78,20 @@ def _serve(
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
     from forgellm.supervisor import Supervisor
+    from forgellm.supervisor.journal import Journal, JournalKeeper
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gate = Gate(settings.max_streams)
     supervisor = Supervisor(settings)
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
     server.bind()
+    journal = Journal(settings.cache_path / f"journal-{server.address[1]}.json")
     try:
         supervisor.start()
-        _preload(supervisor, settings, preload)
+        restore = journal.begin(time.time())
+        keeper = JournalKeeper(journal, supervisor.status)
+        _preload(supervisor, [] if restore.is_held_back else _configured(settings), preload)
+        _restore(supervisor, restore)
         server.start()
         log.info("serving on %s", server.url)
         if on_ready is not None:
@@ -96,6 +103,7 @@ def _serve(
         gate.drain()
         threading.Thread(target=_be_impatient, args=(signals, gate), name="signals", daemon=True).start()
         gate.wait_empty(settings.shutdown_grace_s)
+        keeper.close()
     finally:
         _stop(gate, supervisor, server)
 
@@ -117,13 +125,28 @@ def _stop(gate: "Gate", supervisor: "Supervisor", server: "HttpServer") -> None:
     server.stop()
 
 
-def _preload(supervisor: "Supervisor", settings: Settings, names: Sequence[str]) -> None:
-    wanted = [name for name, model in settings.models.items() if model.preload]
-    for name in dict.fromkeys([*wanted, *names]):
+def _configured(settings: Settings) -> list[str]:
+    return [name for name, model in settings.models.items() if model.preload]
+
+
+def _preload(supervisor: "Supervisor", configured: Sequence[str], named: Sequence[str]) -> None:
+    for name in dict.fromkeys([*configured, *named]):
         try:
             supervisor.load(name, wait=False)
         except ForgeLLMError as error:
             raise ConfigError(f"cannot load {name}: {error.message}") from error
+
+
+def _restore(supervisor: "Supervisor", restore: "Restore") -> None:
+    """Load again what a daemon that died had loaded; what cannot be loaded any more is told, and left out."""
+    if restore.reason:
+        log.warning("%s", restore.reason)
+    for load in restore.models:
+        try:
+            options = {field: getattr(load, field) for field in load.__struct_fields__}
+            supervisor.load(**options, wait=False)
+        except ForgeLLMError as error:
+            log.warning("%s is not loaded again: %s", load.model, error.message)
 
 
 class _StopSignals:

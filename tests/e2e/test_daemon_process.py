@@ -202,3 +202,42 @@ def test_settings_that_cannot_be_used_end_it_with_2_and_one_line(tmp_path: Path,
     assert run.returncode == 2, run.stderr
     assert says in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr
+
+
+def test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time(tmp_path):
+    """Also with what the load asked for; an explicit load starts afresh."""
+    port = free_port()
+    toml = '[models.e]\nsource = "echo"\n'
+    body = {"model_name": "e", "wait": True, "replicas": 2, "system_prompt": "be brief"}
+    with daemon(tmp_path, toml, "--port", str(port)) as served:
+        assert served.http.post("/api/model/load", json=body).status_code == 200
+        wait_noted(tmp_path, port, ["e"])
+        served.stop(signal.SIGKILL)
+    with daemon(tmp_path, toml, "--port", str(port)) as served:
+        wait_loaded(served)
+        model = served.http.get("/api/model/status").json()["models"][0]
+        assert len(model["workers"]) == 2
+        served.stop(signal.SIGKILL)
+    assert "died with e loaded" in (tmp_path / "daemon.log").read_text()
+    with daemon(tmp_path, toml, "--port", str(port)) as served:
+        assert served.http.get("/api/model/status").json()["models"] == []
+        assert "died 2 times in 15 minutes, with e loaded" in (tmp_path / "daemon.log").read_text()
+        assert served.http.post("/api/model/load", json=body).status_code == 200
+        wait_noted(tmp_path, port, ["e"])
+        assert served.stop() == 0
+    with daemon(tmp_path, toml, "--port", str(port)) as served:
+        assert served.http.get("/api/model/status").json()["models"] == []
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def wait_noted(folder: Path, port: int, names: list[str]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        noted = json.loads((folder / f"journal-{port}.json").read_text())
+        if [model["model"] for model in noted["models"]] == names:
+            return
+    raise AssertionError(noted)

@@ -46,6 +46,8 @@ def _model(model: Model) -> ModelStatus:
         system_prompt=model.order.system_prompt,
         ttl_s=model.order.ttl_s,
         pin=model.order.pin,
+        context_length=model.order.options.context_length,
+        max_kv_size=model.order.options.max_kv_size,
         info=model.info,
         workers=tuple(_worker(slot, model.order) for slot in model.slots),
     )

@@ -51,6 +51,8 @@ class ModelStatus:
     system_prompt: str | None
     ttl_s: float | None
     pin: bool
+    context_length: int | None  # as asked for; what it came to is in `info`
+    max_kv_size: int | None
     info: ModelInfo | None
     workers: tuple[WorkerStatus, ...]
 
