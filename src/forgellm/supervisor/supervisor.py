@@ -156,6 +156,7 @@ class Supervisor:
             ttl_s=config.ttl_s if ttl_s is None else ttl_s,
             pin=config.pin if pin is None else pin,
             system_prompt=config.system_prompt if system_prompt is None else system_prompt,
+            progress_timeout_s=config.progress_timeout_s,
         )
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: self._pool.load(order, ticket_id, now))
@@ -276,6 +277,8 @@ class Supervisor:
         if now >= crew.next_check():
             for life, exit_code, words in crew.reap(now):
                 self._carry_out(self._pool.exited(life, exit_code, words, now))
+            if pulses := crew.pulses():
+                self._carry_out(self._pool.pulse(pulses, now))
         if now >= self._pool.deadline():
             self._carry_out(self._pool.tick(now))
 

@@ -4,12 +4,13 @@ Its knobs (ModelSource.options) make every fault a supervisor must survive. It s
 only `max_tokens` matters here.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -40,6 +41,9 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     load_error: str | None = None  # "code: message"
     die_in_load: str | None = None  # a signal's name
     allocate_bytes: int = 0  # held from load until the process ends
+    cache_bytes: int = 0  # held from load until trim_caches()
+    grow_bytes_per_token: int = 0  # held from each token until its request ends
+    leak_bytes_per_token: int = 0  # held from each token until the process ends
     crash_at_token: int | None = None  # of any request: the worker kills itself just before it
     crash_signal: str = "SIGABRT"
     crash_if_prompt_has: str | None = None  # kills itself when such a request joins
@@ -48,6 +52,9 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     modules_to_log: bool = False  # the names of all imported modules, to stderr, at load
     fork_at_load: bool = False  # a grandchild that keeps the worker's pipes open
     close_channel_at_prompt: str | None = None  # closes every descriptor, and lives on
+    hang: Literal["gil", "native", "python"] | None = None  # in a call that keeps the GIL, in one that does not, a loop
+    hang_if_prompt_has: str = "hang"  # hangs when such a request joins
+    hang_in_load: bool = False
     ignore_unload: bool = False
     ignore_sigterm: bool = False
 
@@ -63,6 +70,7 @@ class _Running:
         self.due = now + prefill_s
         self.first: float | None = None
         self.sent = len(request.resume)
+        self.grown: list[bytes] = []
         self.is_aborted = False
 
     def usage(self, now: float) -> Usage:
@@ -82,6 +90,8 @@ class EchoEngine:
         self._knobs = Knobs()
         self._running: dict[str, _Running] = {}
         self._held = b""
+        self._cache = b""
+        self._leaked: list[bytes] = []
         self._max_batch = 0
 
     def load(self, source: ModelSource, options: EngineOptions, progress: Progress) -> ModelInfo:
@@ -94,7 +104,9 @@ class EchoEngine:
         if self._knobs.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._knobs.allocate_bytes:
-            self._held = os.urandom(1 << 10) * (self._knobs.allocate_bytes >> 10)
+            self._held = _memory(self._knobs.allocate_bytes)
+        if self._knobs.cache_bytes:
+            self._cache = _memory(self._knobs.cache_bytes)
         if self._knobs.fork_at_load and os.fork() == 0:
             time.sleep(600)
             os._exit(0)
@@ -103,6 +115,8 @@ class EchoEngine:
             time.sleep(self._knobs.load_s / LOAD_TICKS)
             if self._knobs.die_in_load and tick == LOAD_TICKS // 2:
                 _die(self._knobs.die_in_load)
+        if self._knobs.hang and self._knobs.hang_in_load:
+            _hang(self._knobs.hang)
         if self._knobs.load_error:
             code, _, message = self._knobs.load_error.partition(": ")
             raise from_wire(code, message)
@@ -123,6 +137,8 @@ class EchoEngine:
         knobs = self._knobs
         if knobs.crash_if_prompt_has and knobs.crash_if_prompt_has in prompt:
             _die(knobs.crash_signal)
+        if knobs.hang and knobs.hang_if_prompt_has in prompt:
+            _hang(knobs.hang)
         if knobs.close_channel_at_prompt and knobs.close_channel_at_prompt in prompt:
             os.closerange(3, 1 << 16)
             time.sleep(600)
@@ -156,7 +172,10 @@ class EchoEngine:
         return tuple(chunks), tuple(news)
 
     def memory(self) -> tuple[int, int]:
-        return len(self._held), 0
+        return len(self._held), len(self._cache)
+
+    def trim_caches(self) -> None:
+        self._cache = b""
 
     def close(self) -> None:
         while self._knobs.ignore_unload:
@@ -183,6 +202,10 @@ class EchoEngine:
         if running.sent >= len(running.words):
             chunks.append(self._finish(running, "stop", now))
             return
+        if knobs.grow_bytes_per_token:
+            running.grown.append(_memory(knobs.grow_bytes_per_token))
+        if knobs.leak_bytes_per_token:
+            self._leaked.append(_memory(knobs.leak_bytes_per_token))
         word = running.words[running.sent]
         running.sent += 1
         running.due = running.due + 1 / knobs.tokens_per_s if knobs.tokens_per_s else now
@@ -206,6 +229,11 @@ def _knobs(options: Mapping[str, Any]) -> Knobs:
         raise ConfigError(f"options of the echo engine: {error}") from error
 
 
+def _memory(size_bytes: int) -> bytes:
+    """That many bytes, each page of them written, so that the system charges for them."""
+    return os.urandom(1 << 10) * (size_bytes >> 10)
+
+
 def _prompt(request: Request) -> str:
     if request.messages is not None:
         text = str(request.messages[-1]["content"]) if request.messages else ""
@@ -219,6 +247,14 @@ def _prompt(request: Request) -> str:
 def _tokens(text: str) -> list[str]:
     words = text.split(" ")
     return [word if place == 0 else f" {word}" for place, word in enumerate(words)]
+
+
+def _hang(how: Literal["gil", "native", "python"]) -> None:
+    """Never comes back; but it ends with the process, whatever happens to its supervisor."""
+    sleep = (ctypes.PyDLL if how == "gil" else ctypes.CDLL)(None).sleep
+    while True:
+        if how != "python":
+            sleep(600)
 
 
 def _die(signal_name: str) -> None:

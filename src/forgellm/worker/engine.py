@@ -40,5 +40,8 @@ class Engine(Protocol):
     def memory(self) -> tuple[int, int]:
         """(active, cache) bytes that the engine's allocator holds."""
 
+    def trim_caches(self) -> None:
+        """Memory is short: drop what is only kept to be faster. Nothing that runs may suffer."""
+
     def close(self) -> None:
         """Free the model. The process ends next."""

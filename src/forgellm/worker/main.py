@@ -1,7 +1,7 @@
 """A worker's life: bootstrap, the loop of commands and steps, and the exit codes. Knows no model and no supervisor.
 
 Runs in a process of its own. The engine owns the main thread (mlx streams are thread-local); one more thread reads
-commands, so that the end of the supervisor is noticed even while the main thread computes.
+commands, so that the end of the supervisor is noticed even while the main thread computes, and one beats.
 """
 
 import contextlib
@@ -37,9 +37,12 @@ from forgellm.messages import (
     Memory,
     Ready,
     RequestFailed,
+    TrimCache,
     Unload,
 )
+from forgellm.worker import pulse
 from forgellm.worker.engine import Engine
+from forgellm.worker.pulse import Counters
 
 MEMORY_REPORT_S = 1.0
 GATHER_GAP_S = 0.005
@@ -68,18 +71,19 @@ class Boot:
     fast_blas: bool
 
 
-def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]") -> None:
+def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]", counters: Counters) -> None:
     """The target of the process. Never returns: leaves through os._exit, so that no library's exit hook can hang."""
     code: int = ExitCode.IMPORT_FAILED
     try:
         _detach(boot)
         down._writer.close()  # type: ignore[attr-defined]  # only then is the supervisor's death an EOF here
         up._reader.close()  # type: ignore[attr-defined]
+        pulse.start_beating(counters)
         up.put(Hello(os.getpid()))
         commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         threading.Thread(target=_read_commands, args=(down, commands), name="commands", daemon=True).start()
         engine = _import_engine(boot, up)
-        code = _Loop(engine, commands, up).run() if engine else code
+        code = _Loop(engine, commands, up, counters).run() if engine else code
     except BaseException:  # noqa: BLE001 - the outermost edge: the log gets the reason, the supervisor an exit code
         traceback.print_exc()
         code = 1
@@ -158,10 +162,13 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
 class _Loop:
     """Commands in, events out, one step of the engine at a time."""
 
-    def __init__(self, engine: Engine, commands: "queue.SimpleQueue[Command]", up: "SimpleQueue[Event]") -> None:
+    def __init__(
+        self, engine: Engine, commands: "queue.SimpleQueue[Command]", up: "SimpleQueue[Event]", counters: Counters
+    ) -> None:
         self._engine = engine
         self._commands = commands
         self._up = up
+        self._counters = counters
         self._is_loaded = False
         self._memory = (0, 0)
         self._next_report = 0.0
@@ -185,6 +192,7 @@ class _Loop:
             except queue.Empty:
                 break
             code = self._obey(command)
+            pulse.step(self._counters)
             if code is not None:
                 return code
             now = time.monotonic()
@@ -192,6 +200,7 @@ class _Loop:
             wait_s = min(GATHER_GAP_S, gather_until - now) if is_idle and isinstance(command, Generate) else 0.0
         if self._engine.has_work():
             chunks, news = self._engine.step()
+            pulse.step(self._counters)
             for item in news:
                 self._up.put(item)
             if chunks:
@@ -213,6 +222,8 @@ class _Loop:
                     self._up.put(RequestFailed(request.request_id, "generation_failed", _describe(error)))
             case Abort(request_id):
                 self._engine.abort(request_id)
+            case TrimCache():
+                self._engine.trim_caches()
             case Unload():
                 self._engine.close()
                 self._up.put(Bye())
@@ -223,7 +234,7 @@ class _Loop:
 
     def _load(self, command: Load) -> ExitCode | None:
         try:
-            info = self._engine.load(command.source, command.options, lambda p, s: self._up.put(Loading(p, s)))
+            info = self._engine.load(command.source, command.options, self._progress)
         except ForgeLLMError as error:
             self._up.put(LoadFailed(error.code, error.message))
             return ExitCode.LOAD_FAILED
@@ -234,6 +245,10 @@ class _Loop:
         self._is_loaded = True
         self._up.put(Ready(info, *self._engine.memory()))
         return None
+
+    def _progress(self, done: float, stage: str) -> None:
+        pulse.step(self._counters)
+        self._up.put(Loading(done, stage))
 
     def _report_memory(self) -> None:
         now = time.monotonic()

@@ -232,6 +232,11 @@ class MLXEngine:
     def memory(self) -> tuple[int, int]:
         return int(mx.get_active_memory()), int(mx.get_cache_memory())
 
+    def trim_caches(self) -> None:
+        self._prefixes.clear()
+        gc.collect()
+        mx.clear_cache()
+
     def close(self) -> None:
         for batch in self._batches.values():
             batch.generator.close()
