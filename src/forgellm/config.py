@@ -43,6 +43,12 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     replicas: Annotated[int, msgspec.Meta(ge=1, le=64, description="Workers that serve this model.")] = 1
     ttl_s: Annotated[Seconds | None, _field("Unload after so many idle seconds; default never.")] = None
     progress_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `progress_timeout_s`.")] = None
+    queue_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `queue_timeout_s`.")] = None
+    first_token_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `first_token_timeout_s`.")] = (
+        None
+    )
+    token_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `token_timeout_s`.")] = None
+    request_timeout_s: Annotated[Seconds | None, _field("Overrides the server-wide `request_timeout_s`.")] = None
     pin: Annotated[bool, _field("Never unload it for being idle, nor to make room for another model.")] = False
     priority: Annotated[int, _field("Where memory is needed, idle models of a lower priority go first.")] = 0
     layout: Annotated[Literal["auto", "f32", "native"] | None, _field("Overrides the server-wide `layout`.")] = None
@@ -107,7 +113,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = 0.0
 
     max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
-    queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503.")] = 300.0
+    queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
+    first_token_timeout_s: Annotated[
+        Seconds, _field("Longest wait for the first token, once a worker has the request; then 504. 0: no limit.")
+    ] = 0.0
+    token_timeout_s: Annotated[Seconds, _field("Longest wait from token to token; 0: no limit.")] = 0.0
+    request_timeout_s: Annotated[
+        Seconds, _field("Longest a request may take in all, the queue included; 0: no limit.")
+    ] = 0.0
     spare: Annotated[bool, _field("Keep one worker imported and ready for the next load or respawn.")] = True
     hello_timeout_s: Annotated[Seconds, _field("From spawn to the worker's first word.")] = 10.0
     import_timeout_s: Annotated[Seconds, _field("From the first word to the engine's libraries being imported.")] = (

@@ -19,6 +19,7 @@
     ├── Unavailable                  try again; `retry_after_s` says when
     │   ├── QueueFull
     │   ├── QueueTimeout             waited too long for a place
+    │   ├── RequestTimeout           no first token, no further token, or no end in time; says which
     │   ├── ModelLoading             not ready within the caller's deadline
     │   ├── ModelUnloading           draining or stopping
     │   ├── ModelFailed              gave up; says why
@@ -120,6 +121,10 @@ class QueueFull(Unavailable):
 
 class QueueTimeout(Unavailable):
     code = "queue_timeout"
+
+
+class RequestTimeout(Unavailable):
+    code = "request_timeout"
 
 
 class ModelLoading(Unavailable):

@@ -23,6 +23,7 @@ StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 StopStrings = Annotated[tuple[StopString, ...], Meta(max_length=64)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+TimeoutSeconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 EngineName = Literal["mlx", "echo"]
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -53,6 +54,17 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long a request may wait: in the queue, for its first token (from when a worker has it), for each further one,
+    and in all. None: as the model's config entry has it, or the settings; 0: for ever."""
+
+    queue_s: TimeoutSeconds | None = None
+    first_token_s: TimeoutSeconds | None = None
+    token_s: TimeoutSeconds | None = None
+    total_s: TimeoutSeconds | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One thing asked of one model. Exactly one of `messages` and `prompt` is set.
 
@@ -60,7 +72,8 @@ class Request:
     leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
     demands it. `prompt` is raw text, or token ids, given to the model as it is. `max_kv_size` caps this request's
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
-    produced and the client has: the engine goes on after them as if it had produced them itself.
+    produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
+    supervisor's to keep.
     """
 
     request_id: str
@@ -71,6 +84,7 @@ class Request:
     max_kv_size: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     resume: tuple[int, ...] = ()
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

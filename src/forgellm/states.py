@@ -10,6 +10,7 @@ class WorkerState(StrEnum):
     """What one replica of a model is doing now. Each state is explained in docs/lifecycle.md."""
 
     STOPPED = "stopped"
+    WAITING = "waiting"
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
@@ -22,23 +23,24 @@ class WorkerState(StrEnum):
 _S = WorkerState
 
 LEGAL_MOVES: dict[WorkerState, frozenset[WorkerState]] = {
-    _S.STOPPED: frozenset({_S.STARTING}),
+    _S.STOPPED: frozenset({_S.WAITING, _S.STARTING}),
+    _S.WAITING: frozenset({_S.STOPPED, _S.STARTING, _S.FAILED}),
     _S.STARTING: frozenset({_S.LOADING, _S.STOPPING, _S.BACKOFF, _S.FAILED}),
     _S.LOADING: frozenset({_S.READY, _S.STOPPING, _S.BACKOFF, _S.FAILED}),
     _S.READY: frozenset({_S.DRAINING, _S.STOPPING, _S.BACKOFF}),
     _S.DRAINING: frozenset({_S.STOPPING, _S.BACKOFF}),
     _S.STOPPING: frozenset({_S.STOPPED}),
     _S.BACKOFF: frozenset({_S.STARTING, _S.STOPPED, _S.FAILED}),
-    _S.FAILED: frozenset({_S.STARTING, _S.STOPPED}),
+    _S.FAILED: frozenset({_S.WAITING, _S.STARTING, _S.STOPPED}),
 }
 
 HAS_PROCESS = frozenset({_S.STARTING, _S.LOADING, _S.READY, _S.DRAINING, _S.STOPPING})
 """States in which a process exists, so that its exit is news."""
 
-WILL_SERVE = frozenset({_S.STARTING, _S.LOADING, _S.READY, _S.BACKOFF})
+WILL_SERVE = frozenset({_S.WAITING, _S.STARTING, _S.LOADING, _S.READY, _S.BACKOFF})
 """States in which a request may wait: the worker serves now, or is expected to without anybody asking."""
 
-IS_LOADING = frozenset({_S.STARTING, _S.LOADING, _S.BACKOFF})
+IS_LOADING = frozenset({_S.WAITING, _S.STARTING, _S.LOADING, _S.BACKOFF})
 """States that a client sees as "is loading"."""
 
 

@@ -510,7 +510,7 @@ def test_files_that_broke_while_loaded_fail_the_respawn_for_good() -> None:
 def test_an_idle_model_is_asked_to_unload_and_the_ticket_hears_when_it_is_gone() -> None:
     world = World()
     life = world.loaded()
-    world.pool.memory({life: 5000, 99: 1})
+    world.do(world.pool.memory({life: 5000, 99: 1}, world.now))
     world.unload()
     assert world.commands(life)[-1] == "Unload"
     assert world.delivered("unload") == []

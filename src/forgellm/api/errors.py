@@ -39,6 +39,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "channel_unsafe": 500,
     "config_error": 500,
     "address_in_use": 500,
+    "request_timeout": 504,
     "unavailable": 503,
     "queue_timeout": 503,
     "model_loading": 503,

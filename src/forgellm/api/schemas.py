@@ -22,6 +22,8 @@ from forgellm.messages import (
     StopString,
     StopStrings,
     Temperature,
+    Timeouts,
+    TimeoutSeconds,
     Tokens,
     TopK,
 )
@@ -125,6 +127,8 @@ class GenerateBody(Body, frozen=True, kw_only=True):
     seed: Seed | None = None
     is_base_model: bool | None = None
     streaming: bool = False
+    timeout_s: TimeoutSeconds | None = None
+    queue_timeout_s: TimeoutSeconds | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -147,6 +151,7 @@ class GenerateBody(Body, frozen=True, kw_only=True):
             messages=tuple(turns),
             template=None if self.is_base_model is None else not self.is_base_model,
             max_kv_size=self.max_kv_size,
+            timeouts=Timeouts(queue_s=self.queue_timeout_s, total_s=self.timeout_s),
             sampling=Sampling(
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,

@@ -105,6 +105,21 @@ def implied_parameters(config: dict[str, Any]) -> int:
     return 0
 
 
+def kv_bytes_per_token(config: dict[str, Any]) -> int:
+    """What one token adds to the KV cache in half precision: keys and values of 2 bytes, of each kv head of each layer.
+
+    An upper bound for models with sliding windows or compressed attention; 0 if the sizes are not plain numbers.
+    """
+    sizes = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    layers, heads, hidden = (sizes.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(hidden, int)):
+        return 0
+    kv_heads, head_dim = sizes.get("num_key_value_heads") or heads, sizes.get("head_dim") or hidden // heads
+    if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
+        return 0
+    return 2 * 2 * layers * kv_heads * head_dim
+
+
 def _module(config: dict[str, Any]) -> str:
     kind = str(config["model_type"])
     return ALIASES.get(kind, kind)

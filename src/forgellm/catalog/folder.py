@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from forgellm.catalog import hub, safetensors
-from forgellm.catalog.config_file import implied_parameters, read_config, read_object
+from forgellm.catalog.config_file import implied_parameters, kv_bytes_per_token, read_config, read_object
 from forgellm.errors import ModelInvalid, UnsupportedFormat, UntrustedCode
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -29,10 +29,11 @@ _SLACK = 1.1
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """What a checked folder holds: bytes of the tensor files, and weights in them."""
+    """What a checked folder holds: bytes of the tensor files, weights in them, KV cache a token (see config_file)."""
 
     weights_bytes: int
     parameters: int
+    kv_bytes_per_token: int
 
 
 def check(folder: Path) -> FolderFacts:
@@ -53,7 +54,7 @@ def check(folder: Path) -> FolderFacts:
             f"{folder / 'config.json'} describes a model of at least {asked:,} weights, but the safetensors files hold "
             f"{held:,}: the config or the files belong to another model"
         )
-    return FolderFacts(weights_bytes, held)
+    return FolderFacts(weights_bytes, held, kv_bytes_per_token(config))
 
 
 def _tensor_files(folder: Path) -> list[Path]:

@@ -45,6 +45,16 @@ def check(path: Path, header: GGUFHeader) -> None:
     _check_shapes(path, header, sizes)
 
 
+def kv_bytes_per_token(header: GGUFHeader) -> int:
+    """What one token adds to the KV cache in half precision; of a header that check() has let through."""
+    layers, hidden, heads = (
+        header.metadata[f"llama.{key}"] for key in ("block_count", "embedding_length", "attention.head_count")
+    )
+    kv_heads = header.metadata.get("llama.attention.head_count_kv") or heads
+    head_dim = header.metadata.get("llama.attention.key_length") or hidden // heads
+    return int(2 * 2 * layers * kv_heads * head_dim)
+
+
 def _size(path: Path, header: GGUFHeader, key: str, low: int, high: int) -> int | None:
     value = header.metadata.get(key)
     if value is None and key in _DEFAULTED:

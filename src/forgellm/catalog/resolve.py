@@ -95,6 +95,9 @@ def _from_entry(name: str, entry: ModelConfig, settings: Settings) -> ModelSourc
     source = _from_files(entry.source, msgspec.structs.replace(settings, models={}))
     if entry.options and source.kind != "echo":
         raise ModelInvalid(f"models.{name}.options are knobs of the source `echo`; remove them from the config")
+    held = entry.options.get("allocate_bytes", 0)  # what the echo engine has for weights
+    if source.kind == "echo" and isinstance(held, int):
+        source = replace(source, weights_bytes=held)
     return replace(source, name=name, options=dict(entry.options))
 
 
@@ -109,6 +112,7 @@ def _from_files(name: str, settings: Settings) -> ModelSource:
             path=str(path) if path else None,
             weights_bytes=demo.GGUF_BYTES,
             parameters=demo.PARAMETERS,
+            kv_bytes_per_token=demo.KV_BYTES_PER_TOKEN,
         )
     found = _path_of(name, "model_name") if _is_path(name) else (_below_root(name, settings) or hub.find(name))
     if found is None or not _exists(found) or not (found.is_dir() or found.suffix.lower() == ".gguf"):
@@ -131,19 +135,32 @@ def _from_path(name: str, found: Path) -> ModelSource:
     if found.is_dir():
         facts = folder.check(found)
         return ModelSource(
-            name=name, kind="folder", path=str(found), weights_bytes=facts.weights_bytes, parameters=facts.parameters
+            name=name,
+            kind="folder",
+            path=str(found),
+            weights_bytes=facts.weights_bytes,
+            parameters=facts.parameters,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
         )
     stat = found.stat()
-    parameters = _gguf_parameters(found, stat.st_size, stat.st_mtime_ns)
-    return ModelSource(name=name, kind="gguf", path=str(found), weights_bytes=stat.st_size, parameters=parameters)
+    parameters, kv_bytes_per_token = _gguf_sizes(found, stat.st_size, stat.st_mtime_ns)
+    return ModelSource(
+        name=name,
+        kind="gguf",
+        path=str(found),
+        weights_bytes=stat.st_size,
+        parameters=parameters,
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
 
 
 @lru_cache(maxsize=64)
-def _gguf_parameters(path: Path, _size: int, _mtime_ns: int) -> int:
-    """Check a GGUF file; remembered while its size and time stay, since a vocabulary takes 0.1 s to walk."""
+def _gguf_sizes(path: Path, _size: int, _mtime_ns: int) -> tuple[int, int]:
+    """Check a GGUF file: (parameters, KV bytes a token). Remembered while its size and time stay, since a vocabulary
+    takes 0.1 s to walk."""
     header = gguf.read_header(path)
     gguf_llama.check(path, header)
-    return header.parameters
+    return header.parameters, gguf_llama.kv_bytes_per_token(header)
 
 
 def _is_path(name: str) -> bool:

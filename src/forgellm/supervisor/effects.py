@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Chunk, Command, EngineName, Prefill
 from forgellm.states import WorkerState
+from forgellm.supervisor.status import LoadPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Unloaded:
     forced: bool
 
 
-News = Chunk | Prefill | Loaded | Unloaded | ForgeLLMError
+News = Chunk | Prefill | Loaded | Unloaded | LoadPlan | ForgeLLMError
 
 
 @dataclass(frozen=True, slots=True)

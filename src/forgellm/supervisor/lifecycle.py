@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from forgellm.config import Settings
-from forgellm.errors import ForgeLLMError, WorkerDied, from_wire
+from forgellm.errors import ForgeLLMError, InsufficientMemory, WorkerDied, from_wire
 from forgellm.messages import (
     Abort,
     Bye,
@@ -81,6 +81,19 @@ class Lifecycle:
         self._spare_failures = 0
         self.start(slot, order, now, reason)
 
+    def wait(self, slot: Slot, now: float) -> None:
+        """Hold a start back until other processes have given their memory back."""
+        self._move(slot, _S.WAITING, now, "waits for memory that is being given back")
+
+    def refuse(self, slot: Slot, failure: ForgeLLMError, now: float) -> None:
+        """Give up a start that was held back: the memory did not come."""
+        self._give_up(slot, failure, now)
+
+    def recycle(self, slot: Slot, now: float, reason: str) -> None:
+        """Have an idle worker replaced by a fresh one in the same place."""
+        slot.is_recycled = True
+        self.stop(slot, now, reason)
+
     def half_open(self, slot: Slot, order: LoadOrder, now: float) -> None:
         """A failed replica that used to serve gets one more try when it is wanted again, a while later."""
         if slot.state is _S.FAILED and slot.was_ready and now - slot.since >= self._settings.backoff_max_s:
@@ -129,6 +142,8 @@ class Lifecycle:
             self._move(slot, _S.STOPPING, now, slot.reason)
         if slot.state is _S.STOPPING:
             self._move(slot, _S.STOPPED, now, slot.reason)
+            if slot.is_recycled:
+                self.start(slot, order, now, slot.reason)
         elif slot.failure is not None and not (slot.was_ready and isinstance(slot.failure, WorkerDied)):
             self._give_up(slot, slot.failure, now)
         elif slot.was_ready and is_explained:
@@ -167,6 +182,7 @@ class Lifecycle:
 
     def drain(self, slot: Slot, now: float, reason: str, *, force: bool) -> None:
         """Let what runs finish, or end it now if `force`; then climb the stop ladder."""
+        slot.is_recycled = False
         if slot.state in {_S.READY, _S.DRAINING} and slot.requests:
             if force:
                 self._abort_all(slot)
@@ -177,7 +193,7 @@ class Lifecycle:
                 slot.deadline = now + timeout_s
         elif slot.state in HAS_PROCESS and slot.state is not _S.STOPPING:
             self.stop(slot, now, reason)
-        elif slot.state in {_S.BACKOFF, _S.FAILED}:
+        elif slot.state in {_S.WAITING, _S.BACKOFF, _S.FAILED}:
             self._move(slot, _S.STOPPED, now, reason)
 
     def stop(self, slot: Slot, now: float, reason: str) -> None:
@@ -211,6 +227,24 @@ class Lifecycle:
         slot.is_killed = True
         slot.deadline = now + self._settings.term_timeout_s
         self._out.do(Signal(slot.life, signal.SIGKILL))
+
+    def end_for_memory(self, slot: Slot, why: str, now: float) -> None:
+        """SIGKILL for a worker above the hard limit. One that still loads would only do so again: it has failed."""
+        slot.death_words = f"the worker was killed: {why}"
+        if slot.state in {_S.STARTING, _S.LOADING}:
+            slot.failure = InsufficientMemory(slot.death_words)
+        self.kill(slot, now)
+
+    def measured(self, footprints: Mapping[int, int]) -> None:
+        """What the system charges each life for, in bytes."""
+        for life, footprint in footprints.items():
+            if self.spare and self.spare.life == life:
+                self.spare.footprint_bytes = footprint
+            elif life in self.slots:
+                slot = self.slots[life]
+                slot.footprint_bytes = footprint
+                if slot.state is _S.READY and not slot.first_footprint_bytes:
+                    slot.first_footprint_bytes = footprint
 
     def stall_limits(self, orders: Mapping[str, LoadOrder]) -> dict[int, float]:
         """{life: seconds without a step after which it is stuck} of all that have said hello and are not condemned."""

@@ -1,13 +1,20 @@
-"""What the system charges processes for, in bytes. The only use of psutil on workers; decides nothing."""
+"""What the system has, and what it charges processes for, in bytes. Measures and reads; decides nothing."""
 
 import ctypes
+import math
+import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 
 INTERVAL_S = 1.0
+TIGHT_INTERVAL_S = 0.25
+_CGROUPS = Path("/sys/fs/cgroup")
+_LINUX_SHARE = 0.8
+_MACOS_SHARE = 0.75  # what Metal recommends as the largest working set of larger machines; not measured here
 _RUSAGE_INFO_V0 = 0
 _FOOTPRINT_OFFSET = 72  # of ri_phys_footprint in rusage_info_v0: what macOS kills by; RSS is wrong both ways there
 
@@ -33,11 +40,75 @@ def footprints(pids: Mapping[int, int]) -> dict[int, int]:
     return {life: size for life, size in found.items() if size is not None}
 
 
-class Sampler:
-    """Measures the given processes once a second in a thread of its own: reading a large one takes milliseconds."""
+def automatic_budget_bytes() -> int:
+    """What the workers may hold together if nobody says so: a share of the RAM, or of a lower limit of the cgroup."""
+    total = psutil.virtual_memory().total
+    if sys.platform == "darwin":
+        return int(total * _MACOS_SHARE)
+    return int(min(total, cgroup_limit_bytes()) * _LINUX_SHARE)
 
-    def __init__(self, pids: Callable[[], Mapping[int, int]], report: Callable[[dict[int, int]], None]) -> None:
+
+def cgroup_limit_bytes(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
+    """The lowest memory.max of this process's cgroup (v2) and those above it; infinite where there is none."""
+    limits = [_text(folder / "memory.max").strip() for folder in _cgroups(root, own)]
+    return min((int(limit) for limit in limits if limit.isdigit()), default=math.inf)
+
+
+def oom_kills(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """How many processes the kernel has killed for memory in this process's cgroup (v2); 0 where it does not say."""
+    for folder in _cgroups(root, own):
+        for line in _text(folder / "memory.events").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill" and count.isdigit():
+                return int(count)
+    return 0
+
+
+class OomWatch:
+    """Tells a SIGKILL by the kernel's OOM killer from any other, where cgroups count them."""
+
+    def __init__(self, count: Callable[[], int] = oom_kills) -> None:
+        self._count = count
+        self._seen = count()
+
+    def explain(self, exit_code: int) -> str:
+        """Words for the end of a worker that was killed for memory, "" for any other end."""
+        if exit_code != -signal.SIGKILL:
+            return ""
+        seen, self._seen = self._seen, self._count()
+        if self._seen <= seen:
+            return ""
+        return "the worker was killed by the system: out of memory (oom_kill in the cgroup's memory.events)"
+
+
+def _cgroups(root: Path, own: Path) -> Iterator[Path]:
+    """The folder of this process's cgroup, then those above it."""
+    path = next((line[3:] for line in _text(own).splitlines() if line.startswith("0::/")), None)
+    folder = root / path.lstrip("/") if path is not None else root.parent / "none"
+    while folder.is_relative_to(root):
+        yield folder
+        folder = folder.parent
+
+
+def _text(path: Path) -> str:
+    """An empty text for what is not there: another system, or an older kernel."""
+    try:
+        return path.read_text("ascii")
+    except OSError:
+        return ""
+
+
+class Sampler:
+    """Measures the given processes about once a second in a thread of its own: a large one takes milliseconds."""
+
+    def __init__(
+        self,
+        pids: Callable[[], Mapping[int, int]],
+        report: Callable[[dict[int, int]], None],
+        interval_s: Callable[[], float] = lambda: INTERVAL_S,
+    ) -> None:
         self._pids = pids
+        self._interval_s = interval_s
         self._report = report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -48,5 +119,5 @@ class Sampler:
         self._thread.join(5.0)
 
     def _run(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
+        while not self._stop.wait(self._interval_s()):
             self._report(footprints(self._pids()))

@@ -4,23 +4,26 @@ Nothing else in the program decides anything. Must not read a clock, start a thr
 """
 
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from forgellm.config import Settings
 from forgellm.errors import (
     ForgeLLMError,
+    InsufficientMemory,
     ModelFailed,
     ModelNotLoaded,
     ModelUnloading,
     QueueFull,
-    QueueTimeout,
     RequestCrashesWorker,
     ShuttingDown,
     from_wire,
 )
-from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, Usage
-from forgellm.states import WorkerState
+from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, TrimCache, Usage
+from forgellm.states import IS_LOADING, WorkerState
+from forgellm.supervisor import deadlines
+from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
 from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
@@ -28,7 +31,7 @@ from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
 from forgellm.supervisor.replay import FROM_OUTSIDE, charge, is_quarantined
 from forgellm.supervisor.slots import Asked, LoadOrder, Model, Slot
-from forgellm.supervisor.status import PoolStatus
+from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 _S = WorkerState
 RETRY_AFTER_S = 1.0
@@ -37,13 +40,17 @@ RETRY_AFTER_S = 1.0
 class Pool:
     """Every public method but status() takes the time and returns the effects to carry out, in order."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, budget_bytes: int | None = None) -> None:
+        """`budget_bytes` None: the setting; 0: no limit."""
         self._settings = settings
         self._out = Outbox()
         self._life = Lifecycle(settings, self._out)
         self._clocks = WorkerClocks(settings.hang_timeout_s)
         self._models: dict[str, Model] = {}
+        limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
+        self._budget = Budget(settings, limit, self._models, self._life)
         self._asked: dict[str, Asked] = {}
+        self._request_deadlines = deadlines.Deadlines(self._asked)
         self._current: str | None = None
         self._is_stopping = False
 
@@ -62,8 +69,10 @@ class Pool:
         else:
             model.last_used = now
             model.queue.append(request.request_id)
-            self._asked[request.request_id] = Asked(request, queued_at=now)
-            self._dispatch(model)
+            limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
+            asked = self._asked[request.request_id] = Asked(request, queued_at=now, asked_at=now, limits=limits)
+            self._request_deadlines.watch(asked)
+            self._dispatch(model, now)
         return self._out.take()
 
     def abort(self, request_id: str, now: float) -> list[Effect]:
@@ -86,7 +95,12 @@ class Pool:
         if self._is_stopping:
             self._out.deliver(ticket, _shutting_down())
             return self._out.take()
+        plan = self._budget.plan(order, now)
+        if not plan.fits:
+            self._out.deliver(ticket, InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S))
+            return self._out.take()
         name = self._current = order.source.name
+        self._evict(plan, now)
         model = self._models.get(name)
         if model is None:
             self._begin(order, [ticket], now)
@@ -104,6 +118,10 @@ class Pool:
             self._fill(model, order, now)
         return self._out.take()
 
+    def plan(self, order: LoadOrder, now: float) -> LoadPlan:
+        """What load() would do with this order now. Changes nothing."""
+        return self._budget.plan(order, now)
+
     def unload(self, name: str | None, ticket: str, now: float, *, force: bool = False) -> list[Effect]:
         """Stop a model's workers (None: the current model's); running requests finish first unless `force`.
 
@@ -116,6 +134,7 @@ class Pool:
             self._cancel_next(model, ModelUnloading(f"{name} was unloaded before it was loaded"))
             model.unload_tickets.append(ticket)
             self._stop_model(model, now, "unloaded", force=force)
+            self._admit(now)
         return self._out.take()
 
     def stop(self, now: float) -> list[Effect]:
@@ -141,10 +160,10 @@ class Pool:
                 self._chunk(slot, chunk, now)
         elif isinstance(event, Prefill):
             if event.request_id in slot.requests:
-                self._out.deliver(event.request_id, event)
+                self._tell(event.request_id, event)
         elif isinstance(event, RequestFailed):
             if event.request_id in slot.requests:
-                self._out.deliver(event.request_id, from_wire(event.code, event.message, event.field))
+                self._tell(event.request_id, from_wire(event.code, event.message, event.field))
                 self._ended(slot, event.request_id, now)
         elif self._life.event(slot, event, now):
             model = self._models[slot.model]
@@ -157,20 +176,36 @@ class Pool:
         slot = self._life.slots.get(life)
         if slot is not None:
             model, words = self._models[slot.model], slot.death_words or words
+            if exit_code == -signal.SIGKILL and not slot.is_killed:
+                words += self._budget.suspicion(slot)
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
             is_explained = self._replay(model, slot, exit_code, words, now)
             self._life.exited(slot, model.order, words, now, is_explained=is_explained)
             self._settle(model, now)
+            self._admit(now)
         elif self._life.spare_exited(life):
             self._ensure_spare(now)
         return self._out.take()
 
-    def memory(self, footprints: Mapping[int, int]) -> None:
-        """What the system charges each life for, in bytes."""
-        for life, footprint in footprints.items():
-            if life in self._life.slots:
-                self._life.slots[life].footprint_bytes = footprint
+    def memory(self, footprints: Mapping[int, int], now: float) -> list[Effect]:
+        """What the system charges each life for, in bytes. Keeps the limits, and recycles idle workers."""
+        self._life.measured(footprints)
+        for slot in list(self._life.slots.values()):
+            if self._budget.is_trim_due(slot, now):
+                slot.trimmed_at = now
+                self._out.do(Send(slot.life, TrimCache()))
+            if slot.pressed_bytes and not self._budget.is_above_hard():
+                slot.pressed_bytes = 0
+                self._dispatch(self._models[slot.model], now)
+            self._recycle(slot, now)
+        match self._budget.offender(now):
+            case (slot, "relieve"):
+                self._relieve(slot, now)
+            case (slot, _):
+                self._life.end_for_memory(slot, self._budget.overrun(slot), now)
+        self._admit(now)
+        return self._out.take()
 
     def pulse(self, pulses: Mapping[int, Pulse], now: float) -> list[Effect]:
         """The counters of all workers, about once a second. Who hangs, or does not get on, is killed."""
@@ -187,13 +222,10 @@ class Pool:
             for slot in list(model.slots):
                 if slot.deadline is not None and now >= slot.deadline:
                     self._life.overdue(slot, model.order, now)
-            for request_id in [each for each in model.queue if now >= self._queue_deadline(each)]:
-                model.queue.remove(request_id)
-                del self._asked[request_id]
-                waited = f"waited {self._settings.queue_timeout_s:g} s in the queue of {model.name}; try again later"
-                self._out.deliver(request_id, QueueTimeout(waited, retry_after_s=RETRY_AFTER_S))
             if now >= _idle_deadline(model):
                 self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
+        for asked, error in self._request_deadlines.late(now):
+            self._end(asked, error)
         self._life.tick_spares(now)
         self._ensure_spare(now)
         return self._out.take()
@@ -204,19 +236,21 @@ class Pool:
 
     def _deadlines(self) -> Iterator[float]:
         yield self._life.spare_deadline()
+        yield self._request_deadlines.next()
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
-            yield from map(self._queue_deadline, model.queue)
             yield _idle_deadline(model)
-
-    def _queue_deadline(self, request_id: str) -> float:
-        return self._asked[request_id].queued_at + self._settings.queue_timeout_s
 
     # The picture -----------------------------------------------------------------------------------------------------
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything."""
-        return picture(self._current, self._models.values(), self._life.spare, self._is_stopping)
+        return picture(self._current, self._models.values(), self._life.spare, self._is_stopping, self._budget)
+
+    @property
+    def is_memory_tight(self) -> bool:
+        """Whether the workers hold so much that they should be measured more often."""
+        return self._budget.is_above_soft()
 
     @property
     def is_stopped(self) -> bool:
@@ -230,7 +264,7 @@ class Pool:
         if model.is_unloading:
             return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
         if not model.will_serve():
-            for slot in model.slots:
+            for slot in model.slots if self._budget.has_room(model.order) else ():
                 self._life.half_open(slot, model.order, now)
         if not model.will_serve():
             slot = model.slots[0]
@@ -241,7 +275,22 @@ class Pool:
             return QueueFull(full, retry_after_s=RETRY_AFTER_S)
         return None
 
-    def _dispatch(self, model: Model) -> None:
+    def _end(self, asked: Asked, error: ForgeLLMError) -> None:
+        """End a request with an error now; if it runs, its place is free when its worker has let go of it."""
+        request_id = asked.request.request_id
+        self._out.deliver(request_id, error)
+        if asked.life:
+            asked.is_over, asked.is_moving = True, False
+            self._out.do(Send(asked.life, Abort(request_id)))
+        else:
+            self._models[asked.request.model].queue.remove(request_id)
+            del self._asked[request_id]
+
+    def _tell(self, request_id: str, news: Chunk | Prefill | ForgeLLMError) -> None:
+        if not self._asked[request_id].is_over:
+            self._out.deliver(request_id, news)
+
+    def _dispatch(self, model: Model, now: float) -> None:
         """Send queued requests to ready workers with a free place, in order, each to the least loaded one.
 
         A suspect waits for a worker that runs no other suspect; meanwhile a place is kept for it."""
@@ -259,8 +308,9 @@ class Pool:
                 continue
             slot = min(free, key=lambda slot: len(slot.requests))
             model.queue.remove(request_id)
-            asked.life = slot.life
+            asked.life, asked.moved_at = slot.life, now
             slot.requests.add(request_id)
+            self._request_deadlines.watch(asked)
             self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
 
     def _replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
@@ -272,13 +322,16 @@ class Pool:
         charge(left, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
         for asked in reversed(left):
             request_id = asked.request.request_id
-            if is_quarantined(asked):
+            if asked.is_over:
+                del self._asked[request_id]
+            elif is_quarantined(asked):
                 del self._asked[request_id]
                 again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
                 self._out.deliver(request_id, RequestCrashesWorker(again))
             else:
                 asked.life, asked.queued_at, asked.is_moving = 0, now, False
                 model.queue.appendleft(request_id)
+                self._request_deadlines.watch(asked)
         if model.is_unloading:
             self._refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
         return any(map(is_quarantined, left))
@@ -286,7 +339,7 @@ class Pool:
     def _move_away(self, slot: Slot) -> None:
         """Live migration: what a worker that must go is running goes on at the model's other workers."""
         for request_id in sorted(slot.requests):
-            self._asked[request_id].is_moving = True
+            self._asked[request_id].is_moving = not self._asked[request_id].is_over
             self._out.do(Send(slot.life, Abort(request_id)))
 
     def _moved(self, slot: Slot, asked: Asked, now: float) -> None:
@@ -295,9 +348,10 @@ class Pool:
         slot.requests.discard(asked.request.request_id)
         model = self._models[slot.model]
         model.queue.appendleft(asked.request.request_id)
+        self._request_deadlines.watch(asked)
         if slot.state is _S.DRAINING and not slot.requests:
             self._life.stop(slot, now, slot.reason)
-        self._dispatch(model)
+        self._dispatch(model, now)
 
     def _chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
         request_id, _, token_ids, _, finish_reason, _ = chunk
@@ -308,12 +362,14 @@ class Pool:
             self._moved(slot, asked, now)
             return
         asked.tokens.extend(token_ids)
+        asked.moved_at = now
+        self._request_deadlines.watch(asked)
         was_suspect, asked.blame = asked.is_suspect, 0
-        self._out.deliver(request_id, chunk)
+        self._tell(request_id, chunk)
         if finish_reason is not None:
             self._ended(slot, request_id, now)
         elif was_suspect:
-            self._dispatch(self._models[slot.model])
+            self._dispatch(self._models[slot.model], now)
 
     def _ended(self, slot: Slot, request_id: str, now: float) -> None:
         """A running request has ended: free its place."""
@@ -323,7 +379,9 @@ class Pool:
         model.last_used = now
         if slot.state is _S.DRAINING and not slot.requests:
             self._life.stop(slot, now, slot.reason)
-        self._dispatch(model)
+        slot.served += 1
+        self._dispatch(model, now)
+        self._recycle(slot, now)
 
     def _refuse_queue(self, model: Model, error: ForgeLLMError) -> None:
         while model.queue:
@@ -343,8 +401,10 @@ class Pool:
         while len(model.slots) < order.replicas:
             model.slots.append(Slot(model.name, len(model.slots) + 1, since=now))
         for slot in model.slots[: order.replicas]:
-            if slot.state in {_S.STOPPED, _S.FAILED, _S.BACKOFF}:
+            if slot.state is _S.BACKOFF or (slot.state in {_S.STOPPED, _S.FAILED} and self._budget.has_room(order)):
                 self._life.restart(slot, order, now, "load")
+            elif slot.state in {_S.STOPPED, _S.FAILED}:
+                self._life.wait(slot, now)
         for slot in model.slots[order.replicas :]:
             self._life.drain(slot, now, "one replica less", force=False)
             self._move_away(slot)
@@ -366,7 +426,7 @@ class Pool:
             self._gone(model, now)
             return
         wanted = model.slots[: model.order.replicas]
-        if not any(slot.state in {_S.STARTING, _S.LOADING, _S.BACKOFF} for slot in wanted):
+        if not any(slot.state in IS_LOADING or slot.is_recycled for slot in wanted):
             failures = [slot.failure for slot in wanted if slot.failure is not None]
             for ticket in model.load_tickets:
                 loaded = _loaded(model.order, now - model.ordered_at, already=False)
@@ -375,7 +435,7 @@ class Pool:
         if not model.will_serve():
             failed = ModelFailed(f"{model.name} has failed: {model.slots[0].reason}", retry_after_s=RETRY_AFTER_S)
             self._refuse_queue(model, failed)
-        self._dispatch(model)
+        self._dispatch(model, now)
         self._ensure_spare(now)
 
     def _gone(self, model: Model, now: float) -> None:
@@ -393,6 +453,45 @@ class Pool:
     def _cancel_next(self, model: Model, error: ForgeLLMError) -> None:
         model.next_order = None
         self._out.fail_all(model.next_tickets, error)
+
+    # Memory ----------------------------------------------------------------------------------------------------------
+
+    def _evict(self, plan: LoadPlan, now: float) -> None:
+        for name in plan.would_evict:
+            self._stop_model(self._models[name], now, f"idle, and {plan.model} needs its memory", force=False)
+
+    def _admit(self, now: float) -> None:
+        """Start what waits for memory, in order. Who still finds too little when all has come back is planned anew."""
+        for model in list(self._models.values()):
+            for slot in model.slots:
+                if slot.state is _S.WAITING and self._budget.has_room(model.order):
+                    self._life.restart(slot, model.order, now, "load")
+            waiting = [slot for slot in model.slots if slot.state is _S.WAITING]
+            if waiting and self._budget.is_anything_leaving():
+                return
+            if waiting:
+                plan = self._budget.plan(model.order, now)
+                self._evict(plan, now)
+                for slot in waiting if not plan.fits else ():
+                    self._life.refuse(slot, InsufficientMemory(plan.reason), now)
+                self._settle(model, now)
+
+    def _relieve(self, slot: Slot, now: float) -> None:
+        """Above the hard limit: end a worker's newest request, and let go of what is only kept to be faster."""
+        slot.pressed_bytes, slot.pressed_at = slot.footprint_bytes, now
+        for request_id in [each for each in self._asked if each in slot.requests][-1:]:
+            ended = f"{self._budget.overrun(slot)}; this was its newest request"
+            self._out.deliver(request_id, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S))
+            self._out.do(Send(slot.life, Abort(request_id)))
+            self._ended(slot, request_id, now)
+        self._out.do(Send(slot.life, TrimCache()))
+
+    def _recycle(self, slot: Slot, now: float) -> None:
+        """Planned: a worker that has served or grown enough, and is idle, is replaced by a fresh one."""
+        model = self._models[slot.model]
+        is_idle = not slot.requests and not model.queue and not any(other.is_recycled for other in model.slots)
+        if is_idle and not model.is_unloading and self._budget.is_due_for_recycling(slot):
+            self._life.recycle(slot, now, "recycled, as planned")
 
     def _ensure_spare(self, now: float) -> None:
         if not self._is_stopping:

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from forgellm.errors import ForgeLLMError
-from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request
+from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request, Timeouts
 from forgellm.states import WILL_SERVE, WorkerState
 
 
@@ -21,6 +21,7 @@ class LoadOrder:
     priority: int = 0
     system_prompt: str | None = None
     progress_timeout_s: float | None = None  # None: the setting
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     def same_model(self, other: "LoadOrder") -> bool:
         """Whether workers loaded for one order can serve the other."""
@@ -69,7 +70,7 @@ class Slot:
     @property
     def is_open(self) -> bool:
         """Whether it may be given requests."""
-        return self.state is WorkerState.READY and not self.is_killed
+        return self.state is WorkerState.READY and not self.is_killed and not self.pressed_bytes
 
     def begin_life(self) -> None:
         """Forget what belonged to the process before."""
@@ -122,12 +123,24 @@ class Spare:
     footprint_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a request may wait, for what, in seconds; infinite: for ever."""
+
+    queue_s: float = math.inf
+    first_token_s: float = math.inf
+    token_s: float = math.inf
+    total_s: float = math.inf
+
+
 @dataclass(slots=True)
 class Asked:
     """A request that has not ended: queued (life 0) or running on a life.
 
     `tokens` of its answer were delivered. `blame` grows with each death that it may have caused, and is forgotten with
-    its next token; until then it is a suspect. `is_moving`: its worker was told to let go of it; another goes on."""
+    its next token; until then it is a suspect. `is_moving`: its worker was told to let go of it; another goes on.
+    `is_over`: it ended with an error, and only its place is still taken. Instants: when it came (`asked_at`), was
+    queued, was sent to a worker or got its last token (`moved_at`), is next looked at by the deadlines (`wake_at`)."""
 
     request: Request
     life: int = 0
@@ -135,6 +148,11 @@ class Asked:
     tokens: list[int] = field(default_factory=list)
     blame: int = 0
     is_moving: bool = False
+    is_over: bool = False
+    limits: Limits = field(default_factory=Limits)
+    asked_at: float = 0.0
+    moved_at: float = 0.0
+    wake_at: float = math.inf
 
     @property
     def is_suspect(self) -> bool:

@@ -70,3 +70,44 @@ class PoolStatus:
     def model(self, name: str) -> ModelStatus | None:
         """The model of that name, or None if it is not loaded."""
         return next((model for model in self.models if model.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Bytes of one load: weights in their layout, KV cache for the planned tokens, and what only the loading takes."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    transient_bytes: int = 0
+
+    @property
+    def lasting_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.lasting_bytes + self.transient_bytes
+
+    def times(self, workers: int) -> "Need":
+        return Need(
+            weights_bytes=self.weights_bytes * workers,
+            kv_bytes=self.kv_bytes * workers,
+            transient_bytes=self.transient_bytes * workers,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan:
+    """What a load would do. `need` is that of all workers it would start; `budget_bytes` None: there is no limit.
+
+    `fits`: it would be accepted, once the models in `would_evict` are gone; `must_wait`: not before memory comes back.
+    `reason` says why it does not fit, "" if it does."""
+
+    model: str
+    need: Need
+    budget_bytes: int | None
+    reserved_bytes: int
+    would_evict: tuple[str, ...] = ()
+    fits: bool = True
+    must_wait: bool = False
+    reason: str = ""

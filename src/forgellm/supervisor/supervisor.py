@@ -18,28 +18,33 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-import psutil
 
 from forgellm import catalog
-from forgellm.config import ModelConfig, Settings
+from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, InvalidRequest, ModelLoading, ModelUnloading, ShuttingDown, StartupError
-from forgellm.messages import EngineOptions, Event, Prefill, Request, Sampling
+from forgellm.messages import Event, Prefill, Request, Sampling
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
 from forgellm.supervisor.generation import Generation
-from forgellm.supervisor.memory import Sampler, footprints
+from forgellm.supervisor.memory import (
+    INTERVAL_S,
+    TIGHT_INTERVAL_S,
+    OomWatch,
+    Sampler,
+    automatic_budget_bytes,
+    footprints,
+)
+from forgellm.supervisor.orders import load_order
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost
-from forgellm.supervisor.slots import LoadOrder
-from forgellm.supervisor.status import PoolStatus
+from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 log = logging.getLogger("forgellm.supervisor")
 
 START_DEADLINE_S = 60.0
 BATCH = 256
 NOT_STARTED = 1  # the exit code of a worker that could not even be started
-F32_SHARE = 0.5  # of the memory that is free now: what "auto" may spend on dequantised weights
 
 Call = Callable[[float], Iterable[Effect]]
 Item = Call | tuple[int, Event | Lost]
@@ -50,13 +55,13 @@ class _Ticket:
 
     def __init__(self) -> None:
         self._done = threading.Event()
-        self._news: Loaded | Unloaded | ForgeLLMError | None = None
+        self._news: Loaded | Unloaded | LoadPlan | ForgeLLMError | None = None
 
-    def put(self, news: Loaded | Unloaded | ForgeLLMError) -> None:
+    def put(self, news: Loaded | Unloaded | LoadPlan | ForgeLLMError) -> None:
         self._news = news
         self._done.set()
 
-    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | None:
+    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | LoadPlan | None:
         """The outcome, or None if there is none in time. Raises the error if that is the outcome."""
         self._done.wait(timeout_s)
         if isinstance(self._news, ForgeLLMError):
@@ -69,7 +74,10 @@ class Supervisor:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        self._pool = Pool(self.settings)
+        self._budget_bytes = self.settings.memory_budget_bytes or automatic_budget_bytes()
+        self._pool = Pool(self.settings, self._budget_bytes)
+        self._sample_s = INTERVAL_S
+        self._oom = OomWatch()
         self._status = self._pool.status()
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._readers: dict[str, Callable[[], Generation | _Ticket | None]] = {}
@@ -134,30 +142,19 @@ class Supervisor:
         With only an adapter, its base model is found from the adapter's folder. Raises ModelNotFound, ModelError … at
         once, for what the files show; later the load's own error; ModelLoading if `timeout_s` passes first, while the
         load goes on."""
-        if model is None:
-            if adapter_path is None:
-                raise InvalidRequest("name a model to load, or an adapter", field="model_name")
-            model = catalog.adapter_base(adapter_path, self.settings)
-        config = self.settings.models.get(model) or ModelConfig(source=model)
-        source = catalog.resolve(model, self.settings, adapter_path=adapter_path)
-        order = LoadOrder(
-            source=source,
-            options=EngineOptions(
-                layout=config.layout or self.settings.layout,
-                memory_budget_bytes=int(psutil.virtual_memory().available * F32_SHARE),
-                context_length=context_length or config.context_length,
-                max_kv_size=max_kv_size or config.max_kv_size,
-                max_batch=self.settings.max_batch,
-                prefill_chunk_s=self.settings.prefill_chunk_s,
-                prefix_cache_bytes=self.settings.prefix_cache_bytes,
-                cache_dir=str(self.settings.cache_path),
-            ),
-            replicas=replicas or config.replicas,
-            ttl_s=config.ttl_s if ttl_s is None else ttl_s,
-            pin=config.pin if pin is None else pin,
-            system_prompt=config.system_prompt if system_prompt is None else system_prompt,
-            progress_timeout_s=config.progress_timeout_s,
+        order = load_order(
+            self.settings,
+            self._budget_bytes,
+            model,
+            adapter_path=adapter_path,
+            context_length=context_length,
+            max_kv_size=max_kv_size,
+            replicas=replicas,
+            ttl_s=ttl_s,
+            pin=pin,
+            system_prompt=system_prompt,
         )
+        source = order.source
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: self._pool.load(order, ticket_id, now))
             begun = Loaded(
@@ -167,7 +164,21 @@ class Supervisor:
                 self._settled(begun)
             outcome = ticket.wait(timeout_s if wait else 0.0) or (None if wait else begun)
         if not isinstance(outcome, Loaded):
-            raise ModelLoading(f"{model} is not ready after {timeout_s:g} s; it goes on loading", retry_after_s=2.0)
+            raise ModelLoading(
+                f"{source.name} is not ready after {timeout_s:g} s; it goes on loading", retry_after_s=2.0
+            )
+        return outcome
+
+    def plan(self, model: str | None = None, **options: Any) -> LoadPlan:
+        """What load() with the same arguments (but `wait`) would need and evict now, or why it cannot be.
+
+        Raises ModelNotFound, ModelError … as load() does."""
+        order = load_order(self.settings, self._budget_bytes, model, **options)
+        with self._ticket() as (ticket_id, ticket):
+            self._post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
+            outcome = ticket.wait(START_DEADLINE_S)
+        if not isinstance(outcome, LoadPlan):
+            raise ShuttingDown("the supervisor does not answer")
         return outcome
 
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
@@ -179,8 +190,8 @@ class Supervisor:
         with self._ticket() as (ticket_id, ticket):
 
             def unload(now: float) -> list[Effect]:
-                self._pool.memory(measured)
-                return self._pool.unload(model, ticket_id, now, force=force)
+                measure = self._pool.memory(measured, now)
+                return [*measure, *self._pool.unload(model, ticket_id, now, force=force)]
 
             self._post(unload)
             outcome = ticket.wait(timeout_s)
@@ -243,7 +254,11 @@ class Supervisor:
         try:
             self_test_once()
             self._crew = Crew(self.settings, on_event=lambda life, event: self._inbox.put((life, event)))
-            sampler = Sampler(self._crew.pids, lambda sizes: self._post(lambda now: self._measured(sizes)))
+            sampler = Sampler(
+                self._crew.pids,
+                report=lambda sizes: self._post(lambda now: self._measured(sizes, now)),
+                interval_s=lambda: self._sample_s,
+            )
             self._carry_out(self._pool.tick(time.monotonic()))
             self._is_running.set()
             while not self._pool.is_stopped:
@@ -276,7 +291,7 @@ class Supervisor:
         now = time.monotonic()
         if now >= crew.next_check():
             for life, exit_code, words in crew.reap(now):
-                self._carry_out(self._pool.exited(life, exit_code, words, now))
+                self._carry_out(self._pool.exited(life, exit_code, self._oom.explain(exit_code) or words, now))
             if pulses := crew.pulses():
                 self._carry_out(self._pool.pulse(pulses, now))
         if now >= self._pool.deadline():
@@ -321,9 +336,9 @@ class Supervisor:
             words = f"no process could be started: {error}"
             self._post(lambda now: self._pool.exited(life, NOT_STARTED, words, now))
 
-    def _measured(self, sizes: dict[int, int]) -> list[Effect]:
-        self._pool.memory(sizes)
-        return []
+    def _measured(self, sizes: dict[int, int], now: float) -> list[Effect]:
+        self._sample_s = TIGHT_INTERVAL_S if self._pool.is_memory_tight else INTERVAL_S
+        return self._pool.memory(sizes, now)
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
