@@ -142,6 +142,21 @@ def test_a_moving_stream_that_ends_by_itself_or_is_aborted_is_over() -> None:
     assert world.worker(replica=2).state is S.STOPPING
 
 
+def test_replicas_that_are_asked_for_again_while_the_old_ones_leave_get_numbers_of_their_own() -> None:
+    """Or two workers would have one name."""
+    world = World()
+    world.loaded(replicas=3)
+    world.load(ticket="fewer", replicas=1)
+    world.leave(2)
+    world.load(ticket="more", replicas=3)
+    assert sorted(worker.name for worker in world.model().workers) == ["m#1", "m#2", "m#3", "m#4"]
+    world.leave(3)
+    for life in (4, 5):
+        world.ready(life)
+    assert isinstance(world.news("more"), Loaded)
+    assert all(worker.state is S.READY for worker in world.model().workers)
+
+
 def test_a_broken_model_fails_its_load_and_is_not_tried_again() -> None:
     world = World()
     world.load()
@@ -200,6 +215,17 @@ def test_a_load_that_takes_too_long_is_killed_and_says_so() -> None:
     assert world.signals(1) == [signal.SIGKILL]
     world.die(1)
     assert "took too long at loading" in str(world.news("load"))
+
+
+def test_what_a_killed_worker_said_before_it_died_counts_no_more() -> None:
+    world = World(load_timeout_s=60)
+    world.load()
+    world.say(1, *UNTIL_LOADING)
+    request = world.ask()
+    world.wait(60)
+    world.ready(1)
+    assert world.worker().state is S.LOADING
+    assert world.resumed(request) == []
 
 
 # Requests
@@ -744,6 +770,15 @@ def test_a_spare_that_never_says_hello_is_killed() -> None:
     world.do(world.pool.tick(world.now))
     world.wait(10)
     assert world.signals(world.alive[0]) == [signal.SIGKILL]
+
+
+def test_a_spare_that_was_told_to_die_is_not_adopted() -> None:
+    world = World(spare=True, hello_timeout_s=10, models={"m": ModelConfig(source="echo")})
+    world.do(world.pool.tick(world.now))
+    (slow,) = world.alive
+    world.wait(10)
+    world.load()
+    assert world.worker().life != slow
 
 
 def test_the_spare_goes_with_the_supervisor() -> None:

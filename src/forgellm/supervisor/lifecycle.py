@@ -324,8 +324,10 @@ class Lifecycle:
                 self._doomed[life] = now + self._settings.term_timeout_s
                 self._out.do(Signal(life, signal.SIGKILL))
         if self.spare and now >= self.spare.deadline:
-            self.spare.deadline = now + self._settings.term_timeout_s
+            self._doomed[self.spare.life] = now + self._settings.term_timeout_s
             self._out.do(Signal(self.spare.life, signal.SIGKILL))
+            self.spare = None  # no load may adopt it now
+            self._spare_failures += 1
 
     def spare_deadline(self) -> float:
         """When tick_spares() is next worth calling; infinite if never."""

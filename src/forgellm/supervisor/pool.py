@@ -398,14 +398,14 @@ class Pool:
     def _fill(self, model: Model, order: LoadOrder, now: float) -> None:
         """Bring the model to what the order asks: as many slots, each of them started."""
         model.order = order
-        while len(model.slots) < order.replicas:
-            model.slots.append(Slot(model.name, len(model.slots) + 1, since=now))
-        for slot in model.slots[: order.replicas]:
+        model.grow(order.replicas, now)
+        staying = model.staying()
+        for slot in staying[: order.replicas]:
             if slot.state is _S.BACKOFF or (slot.state in {_S.STOPPED, _S.FAILED} and self._budget.has_room(order)):
                 self._life.restart(slot, order, now, "load")
             elif slot.state in {_S.STOPPED, _S.FAILED}:
                 self._life.wait(slot, now)
-        for slot in model.slots[order.replicas :]:
+        for slot in staying[order.replicas :]:
             self._life.drain(slot, now, "one replica less", force=False)
             self._move_away(slot)
         self._settle(model, now)
@@ -421,11 +421,11 @@ class Pool:
 
     def _settle(self, model: Model, now: float) -> None:
         """After moves: answer those who wait for a load or an unload, hand out or refuse the queue."""
-        model.slots = [s for s in model.slots if s.state is not _S.STOPPED or s.replica <= model.order.replicas]
+        model.slots = [slot for slot in model.slots if slot.state is not _S.STOPPED or model.is_unloading]
         if all(slot.state is _S.STOPPED for slot in model.slots):
             self._gone(model, now)
             return
-        wanted = model.slots[: model.order.replicas]
+        wanted = model.staying()
         if not any(slot.state in IS_LOADING or slot.is_recycled for slot in wanted):
             failures = [slot.failure for slot in wanted if slot.failure is not None]
             for ticket in model.load_tickets:
@@ -494,7 +494,7 @@ class Pool:
             self._life.recycle(slot, now, "recycled, as planned")
 
     def _ensure_spare(self, now: float) -> None:
-        if not self._is_stopping:
+        if not (self._is_stopping or self._budget.is_above_soft()):
             self._life.ensure_spare(now)
 
 

@@ -106,6 +106,18 @@ class Model:
     def name(self) -> str:
         return self.order.source.name
 
+    def staying(self) -> list[Slot]:
+        """The slots that are not on their way out."""
+        leaving = {WorkerState.DRAINING, WorkerState.STOPPING}
+        return [slot for slot in self.slots if slot.state not in leaving or slot.is_recycled]
+
+    def grow(self, replicas: int, now: float) -> None:
+        """Slots for so many replicas, each new one with the lowest number that no slot has, nor one that leaves."""
+        for _ in range(replicas - len(self.staying())):
+            taken = {slot.replica for slot in self.slots}
+            number = min(set(range(1, len(self.slots) + 2)) - taken)
+            self.slots.append(Slot(self.name, number, since=now))
+
     def will_serve(self) -> bool:
         """Whether some replica serves now, or is expected to without anybody asking."""
         return any(slot.state in WILL_SERVE or slot.is_recycled for slot in self.slots)
