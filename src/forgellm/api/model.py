@@ -9,7 +9,7 @@ from forgellm.api import ndjson
 from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
-from forgellm.api.status import info_body, status_body
+from forgellm.api.status import info_body, plan_body, status_body
 from forgellm.errors import ModelNotLoaded
 
 blueprint = Blueprint("model", __name__, url_prefix="/api/model")
@@ -43,6 +43,23 @@ def load() -> Response:
     if body.wait:
         answer["loading_time"] = loaded.loading_time_s or 0.0
     return json_response(answer)
+
+
+@blueprint.post("/plan")
+def plan() -> Response:
+    """What a load would need and evict now, or why it cannot be. Loads nothing."""
+    body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
+    found = context().pool.plan(
+        body.model_name,
+        adapter_path=body.adapter_path,
+        context_length=body.context_length,
+        max_kv_size=body.max_kv_size,
+        replicas=body.replicas,
+        ttl_s=body.ttl_s,
+        pin=body.pin,
+        system_prompt=body.system_prompt,
+    )
+    return json_response(plan_body(found))
 
 
 @blueprint.get("/status")

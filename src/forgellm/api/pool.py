@@ -5,7 +5,7 @@ from typing import Protocol
 
 from forgellm.messages import Request
 from forgellm.supervisor.generation import Generation
-from forgellm.supervisor.status import PoolStatus
+from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 
 class Loaded(Protocol):
@@ -64,6 +64,19 @@ class Pool(Protocol):
         pin: bool | None = None,
         system_prompt: str | None = None,
     ) -> Loaded: ...
+
+    def plan(
+        self,
+        model: str | None = None,
+        *,
+        adapter_path: str | None = None,
+        context_length: int | None = None,
+        max_kv_size: int | None = None,
+        replicas: int | None = None,
+        ttl_s: float | None = None,
+        pin: bool | None = None,
+        system_prompt: str | None = None,
+    ) -> LoadPlan: ...
 
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded: ...
 

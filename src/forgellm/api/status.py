@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from forgellm.states import IS_LOADING, WorkerState
-from forgellm.supervisor.status import ModelStatus, PoolStatus, WorkerStatus
+from forgellm.supervisor.status import LoadPlan, ModelStatus, PoolStatus, WorkerStatus
 
 
 def wall_clock(since: float) -> float:
@@ -87,6 +87,27 @@ def info_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
         "info": asdict(model.info) if model.info else None,
     }
     return {"success": True, **model_picture(model), **details}
+
+
+def plan_body(plan: LoadPlan) -> dict[str, Any]:
+    """The answer of /api/model/plan."""
+    need = plan.need
+    return {
+        "success": True,
+        "model_name": plan.model,
+        "fits": plan.fits,
+        "must_wait": plan.must_wait,
+        "need_bytes": {
+            "weights": need.weights_bytes,
+            "kv": need.kv_bytes,
+            "transient": need.transient_bytes,
+            "total": need.total_bytes,
+        },
+        "budget_bytes": plan.budget_bytes,
+        "reserved_bytes": plan.reserved_bytes,
+        "would_evict": list(plan.would_evict),
+        "reason": plan.reason,
+    }
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:

@@ -125,13 +125,21 @@ def run(
 @click.option("--pin/--no-pin", default=None, help="Never unload it for being idle.")
 @click.option("--context-length", type=int, help="Longest prompt and answer, tokens.")
 @click.option("--max-kv-size", type=int, help="Cap of each request's KV cache, tokens.")
-def load(url: str | None, as_json: bool, model: str, **options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Load nothing; say what it would need, and which models would go.")
+@click.pass_context
+def load(ctx: click.Context, /, url: str | None, as_json: bool, model: str, dry_run: bool, **options: Any) -> None:
     """Load MODEL in the daemon."""
     from forgellm.cli.client import Client
-    from forgellm.cli.show import load_with_progress
+    from forgellm.cli.show import load_with_progress, plan_text
 
+    body = {"model_name": model, **options}
     with Client(url) as client:
-        load_with_progress(client, {"model_name": model, **options}, as_json=as_json)
+        if not dry_run:
+            load_with_progress(client, body, as_json=as_json)
+            return
+        plan = client.post("/api/model/plan", body)
+    _print(plan, plan_text(plan), as_json=as_json)
+    ctx.exit(0 if plan["fits"] else 1)
 
 
 @main.command()
@@ -209,6 +217,18 @@ def demo(ctx: click.Context, as_json: bool, model: str) -> None:
     from forgellm.cli.demo import run_demo
 
     ctx.exit(run_demo(model, as_json=as_json))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--model", type=path_or_name, help="Try it with this model instead of the echo engine.")
+@_config_option
+@click.pass_context
+def selftest(ctx: click.Context, as_json: bool, model: str | None, config: str | None) -> None:
+    """Kill and hang the workers of a private pool in every way, and print what each fault cost (half a minute)."""
+    from forgellm.cli.selftest import run_selftest
+
+    ctx.exit(run_selftest(_settings(config), model, as_json=as_json))
 
 
 def _settings(config: str | None) -> Settings:

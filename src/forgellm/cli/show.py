@@ -76,6 +76,22 @@ def show_workers(status: Status) -> None:
     Console().print(table)
 
 
+def plan_text(plan: dict[str, Any]) -> str:
+    """What `forgellm load --dry-run` prints."""
+    need = plan["need_bytes"]
+    parts = ", ".join(f"{name} {megabytes(need[name])}" for name in ("weights", "kv", "transient"))
+    budget = megabytes(plan["budget_bytes"]) if plan["budget_bytes"] is not None else "no limit"
+    lines = [
+        f"{plan['model_name']} needs {megabytes(need['total'])} ({parts})",
+        f"budget {budget}, of which {megabytes(plan['reserved_bytes'])} are reserved",
+    ]
+    if plan["would_evict"]:
+        lines.append(f"it fits once these are unloaded: {', '.join(plan['would_evict'])}")
+    else:
+        lines.append("it fits" if plan["fits"] else f"it does not fit: {plan['reason']}")
+    return "\n".join(lines)
+
+
 def show_models(found: list[dict[str, Any]]) -> None:
     """The table of `forgellm models`."""
     table = Table(box=None, pad_edge=False)

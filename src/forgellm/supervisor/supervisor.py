@@ -169,11 +169,33 @@ class Supervisor:
             )
         return outcome
 
-    def plan(self, model: str | None = None, **options: Any) -> LoadPlan:
+    def plan(
+        self,
+        model: str | None = None,
+        *,
+        adapter_path: str | None = None,
+        context_length: int | None = None,
+        max_kv_size: int | None = None,
+        replicas: int | None = None,
+        ttl_s: float | None = None,
+        pin: bool | None = None,
+        system_prompt: str | None = None,
+    ) -> LoadPlan:
         """What load() with the same arguments (but `wait`) would need and evict now, or why it cannot be.
 
         Raises ModelNotFound, ModelError … as load() does."""
-        order = load_order(self.settings, self._budget_bytes, model, **options)
+        order = load_order(
+            self.settings,
+            self._budget_bytes,
+            model,
+            adapter_path=adapter_path,
+            context_length=context_length,
+            max_kv_size=max_kv_size,
+            replicas=replicas,
+            ttl_s=ttl_s,
+            pin=pin,
+            system_prompt=system_prompt,
+        )
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
             outcome = ticket.wait(START_DEADLINE_S)
