@@ -34,7 +34,7 @@ ECHO = {"tokens_per_s": 40.0, "prefill_s": 0.3, "load_s": 0.5, "allocate_bytes":
 PATIENCE = {"crash_budget": 1000, "backoff_initial_s": 0.0, "backoff_max_s": 0.0, "hang_timeout_s": 3.0, "port": 0}
 """The faults come faster than a real pool should forgive, and the hang shall not take all day."""
 
-WORDS = "the worker is gone and comes back while this text goes on as if nothing had happened to it at all".split()
+TEXT = "the worker is gone and comes back while this text goes on as if nothing had happened to it at all"
 
 Phase = Literal["idle", "prefill", "stream", "load"]
 
@@ -49,13 +49,13 @@ class Fault:
 
 
 FAULTS = (
-    Fault("SIGKILL, idle", signal.SIGKILL, "idle"),
-    Fault("SIGKILL, reading prompts", signal.SIGKILL, "prefill"),
-    Fault("SIGKILL, in mid-stream", signal.SIGKILL, "stream"),
-    Fault("SIGKILL, in the next load too", signal.SIGKILL, "load"),
-    Fault("SIGSEGV, in mid-stream", signal.SIGSEGV, "stream"),
-    Fault("SIGTERM, in mid-stream", signal.SIGTERM, "stream"),
-    Fault("SIGSTOP, in mid-stream (a hang)", signal.SIGSTOP, "stream"),
+    Fault("SIGKILL idle", signal.SIGKILL, "idle"),
+    Fault("SIGKILL in prefill", signal.SIGKILL, "prefill"),
+    Fault("SIGKILL in mid-stream", signal.SIGKILL, "stream"),
+    Fault("SIGKILL in mid-load", signal.SIGKILL, "load"),
+    Fault("SIGSEGV in mid-stream", signal.SIGSEGV, "stream"),
+    Fault("SIGTERM in mid-stream", signal.SIGTERM, "stream"),
+    Fault("SIGSTOP (a hang)", signal.SIGSTOP, "stream"),
 )
 
 
@@ -129,7 +129,7 @@ class Bench:
         )
 
     def _ask(self) -> list[Generation]:
-        prompts = [f"{number} {' '.join(WORDS * 3)}" for number in range(STREAMS)]
+        prompts = [f"{number} {TEXT}; {TEXT}; {TEXT}" for number in range(STREAMS)]
         return [self._pool.generate(self._model, prompt, temperature=0.0, max_tokens=MAX_TOKENS) for prompt in prompts]
 
     def _reach(self, phase: Phase, generations: list[Generation]) -> None:
@@ -193,10 +193,10 @@ def _wait(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 def _show(outcomes: list[Outcome]) -> None:
-    table = Table("fault", "detected (ms)", "recovered (s)", "requests lost", "memory returned")
+    table = Table("fault", "detected ms", "recovered s", "lost", "memory returned")
     for outcome in outcomes:
         held = outcome.memory_returned_bytes
-        returned = "no: the process is still there" if held is None else megabytes(held)
+        returned = "not: still there" if held is None else megabytes(held)
         lost = f"{outcome.lost} of {outcome.requests}"
         table.add_row(outcome.fault, f"{outcome.detected_ms:.1f}", f"{outcome.recovered_s:.2f}", lost, returned)
     Console().print(table)
