@@ -66,8 +66,8 @@ def estimate(order: LoadOrder, kv_plan_tokens: int) -> Need:
 
 def choose_victims(candidates: Iterable[Candidate], missing_bytes: float) -> tuple[str, ...] | None:
     """The fewest models whose end frees so much, in the order of priority, idleness and cost of loading them again for
-    each byte freed; None if all of them together would not do."""
-    order = sorted(candidates, key=lambda c: (c.priority, -round(c.idle_s), c.load_s / max(c.size_bytes, 1)))
+    each byte freed; None if all of them together would not do. Idle times are told apart by whole seconds."""
+    order = sorted(candidates, key=lambda c: (c.priority, -int(c.idle_s), c.load_s / max(c.size_bytes, 1), -c.idle_s))
     chosen: list[Candidate] = []
     for candidate in order:
         if sum(c.size_bytes for c in chosen) >= missing_bytes:

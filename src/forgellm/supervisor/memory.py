@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -119,5 +120,9 @@ class Sampler:
         self._thread.join(5.0)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s()):
-            self._report(footprints(self._pids()))
+        last = -math.inf
+        while not self._stop.wait(TIGHT_INTERVAL_S):
+            now = time.monotonic()
+            if now - last >= self._interval_s() - TIGHT_INTERVAL_S / 2:
+                last = now
+                self._report(footprints(self._pids()))

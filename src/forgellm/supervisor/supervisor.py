@@ -359,8 +359,9 @@ class Supervisor:
             self._post(lambda now: self._pool.exited(life, NOT_STARTED, words, now))
 
     def _measured(self, sizes: dict[int, int], now: float) -> list[Effect]:
+        effects = self._pool.memory(sizes, now)
         self._sample_s = TIGHT_INTERVAL_S if self._pool.is_memory_tight else INTERVAL_S
-        return self._pool.memory(sizes, now)
+        return effects
 
     # Answers ---------------------------------------------------------------------------------------------------------
 

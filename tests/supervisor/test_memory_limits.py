@@ -1,0 +1,203 @@
+"""Memory with real workers: the echo engine allocates what it is told to, under a small budget."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pools import DEADLINE_S, StartPool, wait_until
+
+from forgellm import Supervisor
+from forgellm.errors import ForgeLLMError, InsufficientMemory
+from forgellm.states import WorkerState
+from forgellm.supervisor import WorkerStatus
+
+pytestmark = [pytest.mark.process, pytest.mark.chaos]
+
+MB = 1_000_000
+WORDS = " ".join(str(number) for number in range(100_000))
+MAX_GAP_S = 1.0
+
+
+def settings(budget_mb: int, **more: Any) -> dict[str, Any]:
+    return {"memory_budget_bytes": budget_mb * MB, "spare": False, **more}
+
+
+def worker(pool: Supervisor, model: str) -> WorkerStatus:
+    found = pool.status().model(model)
+    assert found is not None
+    return found.workers[0]
+
+
+def names(pool: Supervisor) -> set[str]:
+    return {model.name for model in pool.status().models}
+
+
+@contextmanager
+def neighbour(pool: Supervisor, model: str) -> Iterator[list[float]]:
+    """A stream of another model beside what is tested; afterwards it must have had no gap."""
+    gaps: list[float] = []
+    generation = pool.generate(model, WORDS, max_tokens=100_000)
+
+    def read() -> None:
+        last = time.monotonic()
+        for _ in generation:
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: len(gaps) > 3)
+    yield gaps
+    generation.close()
+    reader.join(DEADLINE_S)
+    assert max(gaps) < MAX_GAP_S
+
+
+def test_idle_models_make_room_in_order_and_their_memory_is_back_before_the_next_load(start_pool: StartPool) -> None:
+    pool = start_pool(
+        settings(260, memory_soft_limit=1.0),
+        busy={"tokens_per_s": 50},
+        old={"allocate_bytes": 80 * MB},
+        new={"allocate_bytes": 80 * MB},
+        big={"allocate_bytes": 100 * MB},
+    )
+    for name in ("busy", "old", "new"):
+        pool.load(name)
+    pool.generate("old", "used").result()
+    with neighbour(pool, "busy"):
+        plan = pool.plan("big")
+        assert (plan.fits, plan.would_evict) == (True, ("new",))
+        gone = worker(pool, "new").pid
+        assert gone is not None
+        pool.load("big")
+        assert not psutil.pid_exists(gone)
+        assert names(pool) == {"busy", "old", "big"}
+
+
+def test_chaos_027_a_kill_minus_9_at_most_of_the_budget_is_suspected_memory(start_pool: StartPool) -> None:
+    pool = start_pool(settings(200, memory_soft_limit=1.0), e={"allocate_bytes": 185 * MB // 1024 * 1024})
+    with pytest.raises(InsufficientMemory):
+        pool.load("e")  # with a tenth for loading it is too large for this budget
+    pool = start_pool(settings(210, memory_soft_limit=1.0), e={"allocate_bytes": 185 * MB})
+    pool.load("e")
+    wait_until(lambda: worker(pool, "e").memory.footprint_bytes > 190 * MB)
+    pid, life = worker(pool, "e").pid, worker(pool, "e").life
+    assert pid is not None
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+    wait_until(lambda: worker(pool, "e").life > life)
+    assert "suspected memory" in worker(pool, "e").reason
+    wait_until(lambda: worker(pool, "e").state is WorkerState.READY)
+
+
+def test_chaos_028_a_runaway_is_ended_at_the_hard_limit_and_takes_nobody_along(start_pool: StartPool) -> None:
+    """Its newest request ends with the reason; if it still grows the worker is killed, and the older one goes on."""
+    pool = start_pool(
+        settings(300),
+        quiet={"tokens_per_s": 50, "allocate_bytes": 60 * MB, "cache_bytes": 20 * MB},
+        runaway={"tokens_per_s": 20, "leak_bytes_per_token": 2 * MB},
+    )
+    pool.load("quiet")
+    pool.load("runaway")
+    quiet, life = worker(pool, "quiet").pid, worker(pool, "runaway").life
+    with neighbour(pool, "quiet"):
+        older = pool.generate("runaway", " ".join(["word"] * 100), max_tokens=100)
+        newest = pool.generate("runaway", WORDS, max_tokens=100_000)
+        above: list[float] = []
+
+        def is_over() -> bool:
+            held = sum(worker(pool, name).memory.footprint_bytes for name in ("quiet", "runaway"))
+            if held > 300 * MB:
+                above.append(time.monotonic())
+            return worker(pool, "runaway").life > life
+
+        wait_until(is_over)
+        with pytest.raises(InsufficientMemory, match="newest request"):
+            newest.result()
+        assert "memory limit" in worker(pool, "runaway").reason
+        assert above[-1] - above[0] < MAX_GAP_S, "one sample above the limit, and its consequences"
+        assert len(older.result().text.split()) == 100
+        assert worker(pool, "quiet").memory.mlx_cache_bytes == 0, "above the soft limit its cache was dropped"
+    assert worker(pool, "quiet").pid == quiet
+
+
+def test_chaos_029_a_load_larger_than_the_memory_is_refused_before_a_spawn(start_pool: StartPool) -> None:
+    """With the budget that the machine gives by itself."""
+    pool = start_pool({"spare": False}, small={}, huge={"allocate_bytes": psutil.virtual_memory().total})
+    pool.load("small")
+    started = time.monotonic()
+    with pytest.raises(InsufficientMemory, match=r"huge needs .* GB .* whole budget"):
+        pool.load("huge", wait=False)
+    assert time.monotonic() - started < 1
+    assert names(pool) == {"small"}
+
+
+def test_chaos_030_of_loads_that_race_for_the_last_memory_one_wins_and_reservations_come_back(
+    start_pool: StartPool,
+) -> None:
+    racers = {f"racer{i}": {"allocate_bytes": 100 * MB, "load_s": 0.3} for i in range(4)}
+    broken = {"broken": {"allocate_bytes": 100 * MB, "load_error": "model_invalid: cut short"}}
+    pool = start_pool(settings(200), **racers, **broken)
+    with pytest.raises(ForgeLLMError, match="cut short"):
+        pool.load("broken")
+    outcomes: list[str] = []
+
+    def race(name: str) -> None:
+        try:
+            pool.load(name)
+            outcomes.append("won")
+        except InsufficientMemory:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=race, args=(name,)) for name in racers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert sorted(outcomes) == ["refused"] * 3 + ["won"]
+    pool.unload()
+    plan = pool.plan("racer0")
+    assert (plan.fits, plan.reserved_bytes, plan.would_evict) == (True, 0, ())
+
+
+def test_an_idle_worker_is_recycled_and_requests_wait_for_the_fresh_one(start_pool: StartPool) -> None:
+    pool = start_pool({"recycle_after_requests": 2, "spare": False}, e={})
+    pool.load("e")
+    life = worker(pool, "e").life
+    for _ in range(3):
+        assert pool.generate("e", "one two").result().text == "one two"
+    assert worker(pool, "e").life == life + 1
+    assert worker(pool, "e").restarts == 0
+
+
+IN_A_CGROUP = """
+import os, pathlib, sys
+from forgellm import ModelConfig, Settings, Supervisor
+from forgellm.errors import WorkerDied
+group = pathlib.Path(sys.argv[1])
+(group / "cgroup.procs").write_text(str(os.getpid()))
+size = int((group / "memory.max").read_text())
+models = {"e": ModelConfig(source="echo", options={"allocate_bytes": size})}
+with Supervisor(Settings(models=models, cache_dir=sys.argv[2], spare=False, memory_budget_bytes=100 * size)) as pool:
+    try:
+        pool.load("e")
+    except WorkerDied as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif("TEST_CGROUP" not in os.environ, reason="TEST_CGROUP names no cgroup (v2) with a memory.max")
+def test_chaos_026_a_worker_that_the_kernel_kills_for_memory_is_described_as_such(tmp_path: Path) -> None:
+    """Whoever runs the tests provides the group (`systemd-run --user -p Delegate=yes …`): making one here would meddle
+    with how the machine limits its processes."""
+    command = [sys.executable, "-c", IN_A_CGROUP, os.environ["TEST_CGROUP"], str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "out of memory (oom_kill" in run.stdout, run.stderr
