@@ -20,6 +20,9 @@ options = {load_s = 0.3}
 [models.broken]
 source = "echo"
 options = {load_error = "model_invalid: the weights are cut short"}
+[models.huge]
+source = "echo"
+options = {allocate_bytes = 1000000000000000}
 [models.fails]
 source = "echo"
 options = {fail_at_token = 1}
@@ -178,3 +181,18 @@ def test_a_path_reaches_the_daemon_as_an_absolute_one(tmp_path: Path, monkeypatc
     assert path_or_name("../x") == str(tmp_path.resolve().parent / "x")
     assert path_or_name("org/other") == "org/other"
     assert path_or_name("smollm2") == "smollm2"
+
+
+def test_a_dry_run_says_what_a_load_would_need_and_loads_nothing(served):
+    result = forgellm("load", "late", "--dry-run", "--url", served.url)
+    assert result.exit_code == 0, result.output
+    assert "late needs 0 MB (weights 0 MB, kv 0 MB, transient 0 MB)" in result.stdout
+    assert "it fits" in result.stdout
+    assert "late" not in forgellm("ps", "--url", served.url).stdout
+    refused = forgellm("load", "huge", "--dry-run", "--url", served.url)
+    assert refused.exit_code == 1
+    assert "it does not fit: huge needs" in refused.stdout
+    plan = json.loads(forgellm("load", "huge", "--dry-run", "--json", "--url", served.url).stdout)
+    assert (plan["fits"], plan["need_bytes"]["weights"]) == (False, 10**15)
+    loaded = forgellm("load", "huge", "--url", served.url)
+    assert (loaded.exit_code, "insufficient" in loaded.stderr or "budget" in loaded.stderr) == (1, True)

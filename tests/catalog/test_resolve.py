@@ -9,6 +9,7 @@ import pytest
 
 import model_files
 from forgellm.catalog import demo, resolve
+from forgellm.catalog.config_file import kv_bytes_per_token
 from forgellm.config import ModelConfig, Settings
 from forgellm.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from forgellm.messages import ModelSource
@@ -181,3 +182,35 @@ def test_the_catalogue_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_the_kv_cache_of_a_token_is_keys_and_values_of_each_kv_head_in_half_precision(
+    form: str, settings: Settings, root: Path
+) -> None:
+    config = model_files.CONFIG
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    expected = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    if form == "folder":
+        model_files.llama_folder(root / "m")
+    else:
+        (root / "m.gguf").write_bytes(model_files.gguf(model_files.llama_metadata(), model_files.llama_tensors()))
+    assert resolve("m" if form == "folder" else "m.gguf", settings).kv_bytes_per_token == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}, 2 * 2 * 2 * 32),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "head_dim": 16}, 2 * 2 * 2 * 4 * 16),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4}, 0),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "num_key_value_heads": [1, 2]}, 0),
+    ],
+)
+def test_a_config_without_plain_sizes_promises_nothing_of_its_kv_cache(sizes: dict[str, int], expected: int) -> None:
+    assert kv_bytes_per_token(sizes) == kv_bytes_per_token({"text_config": sizes}) == expected
+
+
+def test_what_an_echo_model_allocates_counts_as_its_weights(settings: Settings) -> None:
+    ours = with_models(settings, mine=ModelConfig(source="echo", options={"allocate_bytes": 3000}))
+    assert resolve("mine", ours).weights_bytes == 3000

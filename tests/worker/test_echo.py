@@ -85,3 +85,14 @@ def test_knobs_fail_loads_and_requests() -> None:
     assert isinstance(made.step()[1][0], RequestFailed)
     with pytest.raises(EmptyPrompt):
         ask(made, "  ")
+
+
+def test_its_memory_grows_with_tokens_and_only_its_cache_can_be_trimmed() -> None:
+    made = engine(allocate_bytes=4096, cache_bytes=2048, leak_bytes_per_token=1024, grow_bytes_per_token=1024)
+    assert made.memory() == (4096, 2048)
+    ask(made)
+    made.step()
+    assert made.memory() == (4096 + 2 * 1024, 2048)
+    made.trim_caches()
+    run(made)
+    assert made.memory() == (4096 + 3 * 1024, 0), "what a request grew by is given back with its end"

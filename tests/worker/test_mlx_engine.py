@@ -409,6 +409,22 @@ def test_memory_comes_back_when_requests_end(engine: MLXEngine) -> None:
     assert settled() - before < 100_000
 
 
+def test_trimmed_caches_cost_time_and_change_nothing(load_engine: Callable[..., MLXEngine], tiny_folder: Path) -> None:
+    """An answer is half-way when the prefix cache, of which it uses a part, is dropped under it."""
+    engine = load_engine(tiny_folder, prefix_cache_bytes=1 << 20)
+    first = run(engine, chat("r"))
+    assert run(engine, chat("r")).last("r")[5].cached_tokens  # type: ignore[union-attr]
+    engine.add(chat("r"))
+    answers = Answers()
+    step(engine, answers)
+    engine.trim_caches()
+    while engine.has_work():
+        step(engine, answers)
+    assert answers.text("r") == first.text("r")
+    engine.trim_caches()
+    assert not run(engine, chat("r")).last("r")[5].cached_tokens  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_traffic_answers_what_each_request_gets_alone(
     engine: MLXEngine, load_engine: Callable[..., MLXEngine], tiny_folder: Path, seed: int

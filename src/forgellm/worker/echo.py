@@ -172,7 +172,8 @@ class EchoEngine:
         return tuple(chunks), tuple(news)
 
     def memory(self) -> tuple[int, int]:
-        return len(self._held), len(self._cache)
+        grown = [*self._leaked, *(piece for running in self._running.values() for piece in running.grown)]
+        return len(self._held) + sum(map(len, grown)), len(self._cache)
 
     def trim_caches(self) -> None:
         self._cache = b""
