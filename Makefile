@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format docs bench clean
+.PHONY: help install demo test check lint format docs bench soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ docs: install  ## write the tables of the docs that come from the code
 
 bench: install  ## the numbers of docs/benchmarks.md on this machine (up to ten minutes)
 	$(BIN)/python -m benchmarks
+
+SECONDS ?= 60
+soak: install  ## clients stream while workers are killed at random: SECONDS=600, and SEED=… to replay one
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:  ## remove the virtual environment and every cache in this folder
 	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
