@@ -25,6 +25,7 @@ from forgellm.messages import (
 )
 from forgellm.worker.engine import Progress, StepResult
 from forgellm.worker.main import ExitCode, _Loop
+from forgellm.worker.pulse import Counters
 
 INFO = ModelInfo(
     context_length=8,
@@ -89,7 +90,7 @@ def run(engine: Obedient, *commands: Command) -> tuple[ExitCode, Up]:
     for command in commands:
         down.put(command)
     up = Up()
-    return _Loop(engine, down, up, [0, 0]).run(), up  # type: ignore[arg-type]
+    return _Loop(engine, down, up, Counters()).run(), up  # type: ignore[arg-type]
 
 
 def generate(request_id: str = "r") -> Generate:
@@ -111,7 +112,7 @@ def test_a_life_is_load_generate_unload() -> None:
 def test_steps_come_up_as_they_are_and_memory_when_it_changed() -> None:
     engine = Obedient()
     up, down = Up(), queue.SimpleQueue[Command]()
-    loop = _Loop(engine, down, up, [0, 0])  # type: ignore[arg-type]
+    loop = _Loop(engine, down, up, Counters())  # type: ignore[arg-type]
     down.put(LOAD)
     down.put(generate())
     assert loop._turn() is None

@@ -19,8 +19,8 @@ from typing import Any
 from forgellm.messages import Command, EngineName, Event
 from forgellm.supervisor import guardian
 from forgellm.supervisor.channel import Channel, ChannelClosed, ProtocolError
-from forgellm.worker import pulse
 from forgellm.worker.main import Boot, ExitCode, main
+from forgellm.worker.pulse import Counters
 
 CONTEXT: SpawnContext = get_context("spawn")
 NAME = "forgellm-worker-"
@@ -61,7 +61,7 @@ class WorkerProcess:
         self.log_path = log_dir / f"worker-{os.getpid()}-{life}.log"
         self._on_event = on_event
         self._channel = Channel(CONTEXT)
-        self._counters = pulse.new_counters(CONTEXT)
+        self._counters = Counters()
         boot = Boot(
             life=life,
             engine=engine,
@@ -103,7 +103,7 @@ class WorkerProcess:
 
     def pulse(self) -> tuple[int, int]:
         """(beats, steps): what its heart and its loop have counted so far."""
-        return pulse.read(self._counters)
+        return self._counters.read()
 
     def tail(self) -> str:
         """The last lines of its log, for error messages."""

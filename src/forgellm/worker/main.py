@@ -40,7 +40,6 @@ from forgellm.messages import (
     TrimCache,
     Unload,
 )
-from forgellm.worker import pulse
 from forgellm.worker.engine import Engine
 from forgellm.worker.pulse import Counters
 
@@ -78,7 +77,7 @@ def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]", counters:
         _detach(boot)
         down._writer.close()  # type: ignore[attr-defined]  # only then is the supervisor's death an EOF here
         up._reader.close()  # type: ignore[attr-defined]
-        pulse.start_beating(counters)
+        counters.start_beating()
         up.put(Hello(os.getpid()))
         commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         threading.Thread(target=_read_commands, args=(down, commands), name="commands", daemon=True).start()
@@ -192,7 +191,7 @@ class _Loop:
             except queue.Empty:
                 break
             code = self._obey(command)
-            pulse.step(self._counters)
+            self._counters.step()
             if code is not None:
                 return code
             now = time.monotonic()
@@ -200,7 +199,7 @@ class _Loop:
             wait_s = min(GATHER_GAP_S, gather_until - now) if is_idle and isinstance(command, Generate) else 0.0
         if self._engine.has_work():
             chunks, news = self._engine.step()
-            pulse.step(self._counters)
+            self._counters.step()
             for item in news:
                 self._up.put(item)
             if chunks:
@@ -247,7 +246,7 @@ class _Loop:
         return None
 
     def _progress(self, done: float, stage: str) -> None:
-        pulse.step(self._counters)
+        self._counters.step()
         self._up.put(Loading(done, stage))
 
     def _report_memory(self) -> None:

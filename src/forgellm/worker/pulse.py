@@ -3,42 +3,50 @@
 Must not judge: the supervisor compares the counters with its own clock. Each counter has one writer.
 """
 
-import ctypes
 import threading
 import time
-from collections.abc import MutableSequence
-from multiprocessing.context import BaseContext
-from typing import cast
+from multiprocessing.heap import Arena
 
 BEAT_S = 0.5
-
-Counters = MutableSequence[int]
-"""[beats, steps]; an aligned 64-bit word each, so a reader never sees half a number."""
-
-_BEATS, _STEPS = 0, 1
+SIZE_BYTES = 4096
 
 
-def new_counters(context: BaseContext) -> Counters:
-    """Counters of one life, to be passed in the arguments of its process; freed with the last reference."""
-    return cast("Counters", context.RawArray(ctypes.c_uint64, 2))
+class Counters:
+    """Of one life: made by the supervisor, passed in the arguments of the process, freed with the last reference.
 
+    An anonymous shared mapping of its own (RawArray's is one for all processes, and is never given back). Each counter
+    is an aligned 64-bit word, so a reader never sees half a number."""
 
-def read(counters: Counters) -> tuple[int, int]:
-    """(beats, steps) so far."""
-    return counters[_BEATS], counters[_STEPS]
+    def __init__(self) -> None:
+        self._attach(Arena(SIZE_BYTES))
 
+    def beat(self) -> None:
+        """By the heart's thread only."""
+        self._words[0] += 1
 
-def step(counters: Counters) -> None:
-    """Count one step: of the engine, of a load, or a command obeyed. The worker's main thread only."""
-    counters[_STEPS] += 1
+    def step(self) -> None:
+        """A step of the engine or of a load, or a command obeyed. By the worker's main thread only."""
+        self._words[1] += 1
 
+    def read(self) -> tuple[int, int]:
+        """(beats, steps) so far."""
+        return self._words[0], self._words[1]
 
-def start_beating(counters: Counters) -> None:
-    """Beat from a thread of its own, which needs the GIL for each beat: so a held GIL is a stopped heart."""
-    threading.Thread(target=_beat, args=(counters,), name="heartbeat", daemon=True).start()
+    def start_beating(self) -> None:
+        """Beat from a thread of its own, which needs the GIL for each beat: so a held GIL is a stopped heart."""
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
+    def _beat(self) -> None:
+        while True:
+            self.beat()
+            time.sleep(BEAT_S)
 
-def _beat(counters: Counters) -> None:
-    while True:
-        counters[_BEATS] += 1
-        time.sleep(BEAT_S)
+    def _attach(self, arena: Arena) -> None:
+        self._arena = arena
+        self._words = memoryview(arena.buffer).cast("B").cast("Q")
+
+    def __getstate__(self) -> Arena:
+        return self._arena  # pickles only while a process is being spawned, as its file descriptor
+
+    def __setstate__(self, arena: Arena) -> None:
+        self._attach(arena)
