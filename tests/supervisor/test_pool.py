@@ -392,6 +392,26 @@ def test_suspects_are_run_again_one_at_a_time_until_a_token_clears_them() -> Non
     ]
 
 
+def test_a_place_that_was_kept_for_a_suspect_is_free_when_the_suspect_is_aborted_or_late() -> None:
+    for end in ("abort", "timeout"):
+        world = World(queue_timeout_s=30)
+        life = world.loaded(max_batch=2)
+        first, second = world.ask(), world.ask()
+        world.die(life, code=-signal.SIGSEGV)
+        (new,) = world.alive
+        world.ready(new)
+        world.wait(20)
+        innocent = world.ask()
+        assert world.life_of(first) == life
+        assert world.resumed(first)[-1] == (new, ())
+        assert world.life_of(innocent) is None
+        if end == "abort":
+            world.abort(second)
+        else:
+            world.wait(15)
+        assert world.life_of(innocent) == new
+
+
 def test_a_poisoned_request_is_quarantined_at_its_second_crash_and_its_neighbours_finish() -> None:
     world = World()
     life = world.loaded()

@@ -82,10 +82,9 @@ class Pool:
             asked.is_moving = False
             self._out.do(Send(asked.life, Abort(request_id)))
         elif asked is not None:
-            self._models[asked.request.model].queue.remove(request_id)
-            del self._asked[request_id]
             so_far = Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
             self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far))
+            self._leave_queue(asked, now)
         return self._out.take()
 
     def load(self, order: LoadOrder, ticket: str, now: float) -> list[Effect]:
@@ -225,7 +224,7 @@ class Pool:
             if now >= _idle_deadline(model):
                 self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
         for asked, error in self._request_deadlines.late(now):
-            self._end(asked, error)
+            self._end(asked, error, now)
         self._life.tick_spares(now)
         self._ensure_spare(now)
         return self._out.take()
@@ -275,7 +274,7 @@ class Pool:
             return QueueFull(full, retry_after_s=RETRY_AFTER_S)
         return None
 
-    def _end(self, asked: Asked, error: ForgeLLMError) -> None:
+    def _end(self, asked: Asked, error: ForgeLLMError, now: float) -> None:
         """End a request with an error now; if it runs, its place is free when its worker has let go of it."""
         request_id = asked.request.request_id
         self._out.deliver(request_id, error)
@@ -283,8 +282,14 @@ class Pool:
             asked.is_over, asked.is_moving = True, False
             self._out.do(Send(asked.life, Abort(request_id)))
         else:
-            self._models[asked.request.model].queue.remove(request_id)
-            del self._asked[request_id]
+            self._leave_queue(asked, now)
+
+    def _leave_queue(self, asked: Asked, now: float) -> None:
+        """A queued request is gone; a place that was kept for it is somebody else's."""
+        request_id, model = asked.request.request_id, self._models[asked.request.model]
+        model.queue.remove(request_id)
+        del self._asked[request_id]
+        self._dispatch(model, now)
 
     def _tell(self, request_id: str, news: Chunk | Prefill | ForgeLLMError) -> None:
         if not self._asked[request_id].is_over:
