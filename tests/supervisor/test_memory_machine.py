@@ -1,0 +1,93 @@
+"""The pool under anything in any order, once more, with too little memory for what is asked of it."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
+from test_pool_machine import EXAMPLES, MAX_QUEUE, PICK, CheckedWorld, PoolMachine
+
+from forgellm.messages import EngineOptions, ModelSource
+from forgellm.states import HAS_PROCESS, WorkerState
+from forgellm.supervisor.effects import Effect
+from forgellm.supervisor.slots import LoadOrder
+
+BUDGET = 100
+SIZES = {"a": 30, "b": 50}
+
+
+def sized(name: str, *, max_batch: int = 32, **policy: Any) -> LoadOrder:
+    source = ModelSource(name=name, kind="echo", weights_bytes=SIZES[name])
+    return LoadOrder(source=source, options=EngineOptions(max_batch=max_batch), **policy)
+
+
+class TightWorld(CheckedWorld):
+    def load(self, name: str = "a", ticket: str = "load", **kwargs: Any) -> list[Effect]:
+        return self.do(self.pool.load(sized(name, **kwargs), ticket, self.now))
+
+
+class MemoryMachine(PoolMachine):
+    """Three of `a` fit, one of `b`, or one of each; a look at the sizes finds what it likes, below the hard limit."""
+
+    @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]), recycle=st.sampled_from([0, 0, 1, 3]))
+    def begin(self, spare: bool, budget: int, recycle: int = 0) -> None:
+        knobs = {"max_queue": MAX_QUEUE, "queue_timeout_s": 300, "hang_timeout_s": 10, "progress_timeout_s": 10}
+        memory = {"memory_budget_bytes": BUDGET, "recycle_after_requests": recycle}
+        self.world = TightWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs, **memory)
+        self.number = 0
+
+    @rule(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    def measure(self, sizes: list[int]) -> None:
+        found, left = {}, BUDGET
+        for life, size in zip(self.world.alive, sizes, strict=False):
+            found[life] = min(size, left)
+            left -= found[life]
+        others = dict.fromkeys(self.world.alive[len(found) :], 0)
+        self.world.do(self.world.pool.memory(found | others, self.world.now))
+
+    @rule(name=st.sampled_from(sorted(SIZES)), replicas=st.integers(1, 3), pick=PICK)
+    def plan(self, name: str, replicas: int, pick: int) -> None:
+        """Changes nothing, and names only models that are there and idle."""
+        pool = self.world.pool
+        before = pool.status()
+        plan = pool.plan(sized(name, replicas=replicas, max_batch=2), self.world.now)
+        assert pool.status() == before
+        for victim in plan.would_evict:
+            model = before.model(victim)
+            assert model is not None
+            assert (model.pin, model.in_flight, model.queue_depth) == (False, 0, 0)
+        assert plan.fits == (not plan.reason)
+
+    @invariant()
+    def processes_fit_the_budget(self) -> None:
+        live = [
+            SIZES[model.name]
+            for model in self.world.pool.status().models
+            for worker in model.workers
+            if worker.state in HAS_PROCESS
+        ]
+        assert sum(live) <= BUDGET
+
+    @invariant()
+    def nobody_waits_for_memory_that_nobody_gives_back(self) -> None:
+        pool = self.world.pool
+        waits = [m.name for m in pool.status().models for w in m.workers if w.state is WorkerState.WAITING]
+        assert not waits or pool._budget.is_anything_leaving()
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "world"):
+            assert self.world.pool.plan(sized("a"), self.world.now).reserved_bytes == 0
+
+
+MemoryMachine.TestCase.settings = settings(
+    max_examples=EXAMPLES // 2,
+    stateful_step_count=25,
+    report_multiple_bugs=False,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+class TestTooLittleMemory(MemoryMachine.TestCase):  # type: ignore[misc]
+    """pytest's name for the machine."""
