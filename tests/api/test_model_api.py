@@ -126,6 +126,16 @@ def test_a_failure_after_the_first_token_is_the_last_line(api):
     assert "fail_at_token" in last["error"]
 
 
+def test_a_request_that_is_late_is_504_or_the_last_line(api):
+    response = api.generate(LONG, model="prefill", timeout_s=0.2)
+    assert response.status_code == 504
+    assert response.json()["code"] == "request_timeout"
+    assert "not finished within 0.2 s" in response.json()["error"]
+    events = api.events(LONG, model="slow", timeout_s=0.5)
+    assert [event["type"] for event in events[:-1]] == ["chunk"] * (len(events) - 1)
+    assert events[-1]["code"] == "request_timeout"
+
+
 def test_a_failed_generation_is_never_a_success_with_the_error_as_its_text(api):
     response = api.generate(model="fails")
     assert response.status_code == 500

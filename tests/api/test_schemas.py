@@ -5,7 +5,7 @@ import pytest
 
 from forgellm.api.schemas import EmptyPrompt, GenerateBody, LoadBody, UnloadBody
 from forgellm.errors import InvalidRequest, Unsupported
-from forgellm.messages import Sampling
+from forgellm.messages import Sampling, Timeouts
 
 JSON = "application/json"
 
@@ -20,6 +20,15 @@ def test_the_defaults_are_those_of_the_contract():
     assert request.messages == ({"role": "user", "content": "hi"},)
     assert request.template is None
     assert request.max_kv_size is None
+
+
+def test_timeouts_reach_the_request():
+    request = generate('{"prompt": "hi", "timeout_s": 2.5, "queue_timeout_s": 0}').to_request("m", None)
+    assert request.timeouts == Timeouts(total_s=2.5, queue_s=0.0)
+    for bad in ("-1", "1e99", '"5"'):
+        with pytest.raises(InvalidRequest) as caught:
+            generate(f'{{"prompt": "hi", "timeout_s": {bad}}}')
+        assert caught.value.field == "timeout_s"
 
 
 def test_null_means_the_default():

@@ -22,7 +22,7 @@ import msgspec
 from forgellm import catalog
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, InvalidRequest, ModelLoading, ModelUnloading, ShuttingDown, StartupError
-from forgellm.messages import Event, Prefill, Request, Sampling
+from forgellm.messages import Event, Prefill, Request, Sampling, Timeouts
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
@@ -248,11 +248,13 @@ class Supervisor:
         *,
         template: bool | None = None,
         max_kv_size: int | None = None,
+        timeouts: Timeouts | None = None,
         **sampling: Any,
     ) -> Generation:
         """Ask a loaded model: a text, or chat turns ({"role", "content"}); `sampling` as in messages.Sampling.
 
-        `template` False gives a text to the model as it is, without its chat template. Raises InvalidRequest for a
+        `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
+        model and the settings. Raises InvalidRequest for a
         parameter that does not exist or cannot be."""
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
         request = Request(
@@ -261,6 +263,7 @@ class Supervisor:
             messages=messages,
             template=template,
             max_kv_size=max_kv_size,
+            timeouts=timeouts or Timeouts(),
             sampling=_sampling(sampling),
         )
         return self.submit(request)
