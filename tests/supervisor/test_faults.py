@@ -1,0 +1,277 @@
+"""Faults of the catalogue (tests/chaos) with real workers; after each, one helper looks at what must always hold."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import psutil
+import pytest
+from pools import StartPool, wait_until
+
+from forgellm import Generation, Supervisor
+from forgellm.errors import ForgeLLMError, ModelFailed, QueueFull, WorkerDied
+from forgellm.states import WorkerState
+from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor.process import CONTEXT
+from leaks import descriptors, leftovers, threads
+
+pytestmark = [pytest.mark.process, pytest.mark.chaos]
+
+TEXT = " ".join(map(str, range(120)))
+FORGIVING = {"crash_budget": 1000, "backoff_max_s": 0.0}
+
+
+def workers(pool: Supervisor, model: str = "e") -> tuple[WorkerStatus, ...]:
+    found = pool.status().model(model)
+    return found.workers if found else ()
+
+
+def pid(pool: Supervisor, model: str = "e") -> int:
+    return workers(pool, model)[0].pid or 0
+
+
+def all_ready(pool: Supervisor, model: str = "e") -> bool:
+    return all(worker.state is WorkerState.READY for worker in workers(pool, model))
+
+
+def started(generations: list[Generation]) -> bool:
+    return all(generation.time_to_first_token_s is not None for generation in generations)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """After its pool has stopped, a fault leaves no thread and no descriptor."""
+    resource_tracker.ensure_running()
+    before = (threads(), descriptors())
+    yield
+    assert leftovers(before, lambda: (threads(), descriptors())) == []
+
+
+def assert_sound(pool: Supervisor, model: str = "e") -> None:
+    """It serves again, nothing is in flight, and each life that is shown is a living process."""
+    wait_until(lambda: all_ready(pool, model))
+    assert pool.generate(model, "still here").result().text == "still here"
+    wait_until(lambda: all(worker.in_flight == 0 for worker in workers(pool, model)))
+    for worker in workers(pool, model):
+        assert worker.pid is not None
+        assert psutil.Process(worker.pid).is_running()
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path) -> Iterator[Path]:
+    """What is started instead of Python, once it is written."""
+    from multiprocessing import spawn
+
+    python = spawn.get_executable()
+    yield tmp_path / "python"
+    CONTEXT.set_executable(python)
+
+
+def test_chaos_001_a_worker_killed_before_its_first_word_is_tried_once_more(start_pool: StartPool) -> None:
+    pool = start_pool({"spare": False}, e={})
+    pool.load("e", wait=False)
+    assert pool._crew is not None
+    (first,) = pool._crew.pids().values()
+    os.kill(first, signal.SIGKILL)
+    assert pool.load("e", timeout_s=20).model == "e"
+    assert pid(pool) != first
+    assert_sound(pool)
+
+
+@pytest.mark.parametrize("does", ["exit 9", "exec sleep 60"], ids=["002 exits", "003 hangs"])
+def test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two_tries(
+    start_pool: StartPool, interpreter: Path, does: str
+) -> None:
+    pool = start_pool({"spare": False, "hello_timeout_s": 0.5}, e={})
+    interpreter.write_text(f"#!/bin/sh\n{does}\n")
+    interpreter.chmod(0o700)
+    CONTEXT.set_executable(str(interpreter))
+    began = time.monotonic()
+    with pytest.raises(WorkerDied):
+        pool.load("e", timeout_s=20)
+    assert time.monotonic() - began < 10
+    assert workers(pool)[0].life == 2
+    assert pool._crew is not None
+    assert pool._crew.pids() == {}
+
+
+def test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory_back(start_pool: StartPool) -> None:
+    pool = start_pool({"spare": False}, e={"die_in_load": "SIGKILL", "load_s": 0.5, "allocate_bytes": 50 << 20})
+    pool.load("e", wait=False)
+    waiting = pool.generate("e", "one two")
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        pool.load("e", timeout_s=20)
+    with pytest.raises(ModelFailed):
+        waiting.result()
+    assert workers(pool)[0].memory.footprint_bytes == 0
+    assert pool._crew is not None
+    assert pool._crew.pids() == {}
+
+
+def test_chaos_008_a_kill_in_prefill_costs_a_pause_and_no_answer(start_pool: StartPool) -> None:
+    pool = start_pool(e={"prefill_s": 0.4})
+    pool.load("e")
+    generations = [pool.generate("e", f"{n} {TEXT}") for n in range(4)]
+    wait_until(lambda: all(generation.prefill[1] for generation in generations))
+    os.kill(pid(pool), signal.SIGKILL)
+    assert [generation.result().text for generation in generations] == [f"{n} {TEXT}" for n in range(4)]
+    assert_sound(pool)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS])
+def test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token(
+    start_pool: StartPool, number: signal.Signals
+) -> None:
+    """Another model's stream shows no gap meanwhile."""
+    pool = start_pool(e={"tokens_per_s": 200.0}, other={"tokens_per_s": 100.0})
+    pool.load("e")
+    pool.load("other")
+    generations = [pool.generate("e", f"{n} {TEXT}") for n in range(4)]
+    other = pool.generate("other", TEXT)
+    wait_until(lambda: started(generations))
+    os.kill(pid(pool), number)
+    last, longest_s = time.monotonic(), 0.0
+    for _ in other:
+        longest_s, last = max(longest_s, time.monotonic() - last), time.monotonic()
+    assert longest_s < 1.0
+    assert [generation.result().text for generation in generations] == [f"{n} {TEXT}" for n in range(4)]
+    assert workers(pool)[0].restarts == 1
+    assert_sound(pool)
+
+
+def test_chaos_011_a_kill_during_the_unload_is_an_unload(start_pool: StartPool) -> None:
+    pool = start_pool({"spare": False}, e={"ignore_unload": True})
+    pool.load("e")
+    number = pid(pool)
+    answers: list[bool] = []
+    unloading = threading.Thread(target=lambda: answers.append(pool.unload("e").was_loaded))
+    unloading.start()
+    wait_until(lambda: workers(pool)[0].state is WorkerState.STOPPING)
+    os.kill(number, signal.SIGKILL)
+    unloading.join(10)
+    assert answers == [True]
+    assert pool.status().models == ()
+
+
+def test_chaos_023_eight_workers_killed_at_once_are_all_noticed_and_replaced(start_pool: StartPool) -> None:
+    pool = start_pool({"memory_budget_bytes": 1 << 40}, e={"tokens_per_s": 100.0})
+    pool.load("e", replicas=8)
+    generations = [pool.generate("e", f"{n} {TEXT}") for n in range(16)]
+    wait_until(lambda: started(generations))
+    lives = {worker.life for worker in workers(pool)}
+    for worker in workers(pool):
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    noticed_s = wait_until(lambda: lives.isdisjoint(worker.life for worker in workers(pool)))
+    assert noticed_s < 2.0  # half of it on a machine that is not busy with tests
+    assert [generation.result().text for generation in generations] == [f"{n} {TEXT}" for n in range(16)]
+    assert_sound(pool)
+
+
+def test_chaos_031_a_flood_of_tokens_holds_nobody_else_up(start_pool: StartPool) -> None:
+    pool = start_pool(flood={}, e={"tokens_per_s": 50.0})
+    pool.load("flood")
+    pool.load("e")
+    long = " ".join(map(str, range(30_000)))
+    floods = [pool.generate("flood", long, max_tokens=40_000) for _ in range(3)]
+    last, longest_s = time.monotonic(), 0.0
+    for _ in pool.generate("e", TEXT):
+        longest_s, last = max(longest_s, time.monotonic() - last), time.monotonic()
+    assert longest_s < 1.0
+    assert all(flood.result().text == long for flood in floods)
+
+
+def test_chaos_032_a_flood_of_requests_is_refused_beyond_the_queue_and_served_in_order(start_pool: StartPool) -> None:
+    pool = start_pool({"max_queue": 100, "max_batch": 1}, e={"prefill_s": 0.002})
+    pool.load("e")
+    generations = [pool.generate("e", str(number)) for number in range(3000)]
+    ends: list[float] = []
+    refused = 0
+    for number, generation in enumerate(generations):
+        try:
+            assert generation.result().text == str(number)
+            ends.append(generation._started + (generation.total_s or 0.0))
+        except QueueFull as error:
+            refused += bool(error.retry_after_s)
+    assert len(ends) + refused == 3000
+    assert refused
+    assert ends == sorted(ends)
+    assert_sound(pool)
+
+
+def test_chaos_044_workers_outlive_the_thread_that_started_the_supervisor(start_pool: StartPool) -> None:
+    """Linux ends a worker with the thread that started it; so that thread must be the supervisor's own."""
+    pools: list[Supervisor] = []
+
+    def start() -> None:
+        pools.append(start_pool(e={}))
+        pools[0].load("e")
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(20)
+    life = workers(pools[0])[0].life
+    assert_sound(pools[0])
+    assert workers(pools[0])[0].life == life
+
+
+def test_chaos_045_loading_and_unloading_again_and_again_holds_nothing_back(start_pool: StartPool) -> None:
+    pool = start_pool({"spare": False}, e={})
+    held: list[tuple[int, int]] = []
+    for _ in range(64):
+        pool.load("e")
+        assert pool.generate("e", "one").result().text == "one"
+        assert pool.unload("e").was_loaded
+        held.append((psutil.Process().num_fds(), threading.active_count()))
+    assert max(held[32:]) <= (max(held[:32])[0] + 1, max(held[:32])[1] + 1)
+
+
+def test_chaos_067_aborting_twice_or_after_the_end_or_somebody_unknown_changes_nothing(start_pool: StartPool) -> None:
+    pool = start_pool(e={"tokens_per_s": 100.0})
+    pool.load("e")
+    generation = pool.generate("e", TEXT)
+    next(generation)
+    for _ in range(3):
+        pool.abort(generation.request_id)
+    assert generation.result().finish_reason == "abort"
+    pool.abort(generation.request_id)
+    pool.abort("nobody")
+    assert_sound(pool)
+
+
+TRACKER = """
+import os, signal, sys, time, warnings
+from multiprocessing import resource_tracker
+from forgellm import ModelConfig, Settings, Supervisor
+warnings.simplefilter("ignore")
+settings = Settings(models={"e": ModelConfig(source="echo")}, cache_dir=sys.argv[1], spare=False)
+with Supervisor(settings) as pool:
+    pool.load("e")
+    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+    pool.unload("e")
+    pool.load("e")
+    print(pool.generate("e", "one two").result().text)
+"""
+
+
+def test_chaos_043_a_killed_resource_tracker_costs_nothing_but_a_warning(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", TRACKER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.stdout, run.returncode) == ("one two\n", 0), run.stderr
+
+
+def test_an_error_is_told_once_and_the_worker_lives(start_pool: StartPool) -> None:
+    """Row 14: an exception in one request is that request's end only."""
+    pool = start_pool(e={"fail_at_token": 3, "tokens_per_s": 100.0})
+    pool.load("e")
+    life = workers(pool)[0].life
+    with pytest.raises(ForgeLLMError, match="fail_at_token"):
+        pool.generate("e", TEXT).result()
+    assert workers(pool)[0].life == life
+    assert_sound(pool)
