@@ -186,7 +186,7 @@ def test_a_path_reaches_the_daemon_as_an_absolute_one(tmp_path: Path, monkeypatc
 def test_a_dry_run_says_what_a_load_would_need_and_loads_nothing(served):
     result = forgellm("load", "late", "--dry-run", "--url", served.url)
     assert result.exit_code == 0, result.output
-    assert "late needs 0 MB (weights 0 MB, kv 0 MB, transient 0 MB)" in result.stdout
+    assert "late needs 0 MB (weights 0 MB, kv 0 MB, runtime 0 MB, transient 0 MB)" in result.stdout
     assert "it fits" in result.stdout
     assert "late" not in forgellm("ps", "--url", served.url).stdout
     refused = forgellm("load", "huge", "--dry-run", "--url", served.url)

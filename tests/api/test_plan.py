@@ -27,7 +27,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 def test_a_plan_names_the_need_the_budget_and_who_would_go_and_changes_nothing(api: Live) -> None:
     answer = api.http.post(PLAN, json={"model": "big"}).json()
-    assert answer["need_bytes"] == {"weights": 60 * MB, "kv": 0, "transient": 6 * MB, "total": 66 * MB}
+    assert answer["need_bytes"] == {"weights": 60 * MB, "kv": 0, "runtime": 0, "transient": 6 * MB, "total": 66 * MB}
     assert (answer["fits"], answer["must_wait"], answer["would_evict"]) == (True, True, ["idle"])
     assert answer["budget_bytes"] == 100 * MB
     assert answer["reserved_bytes"] >= 50 * MB

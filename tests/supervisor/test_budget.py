@@ -10,7 +10,7 @@ from world import INFO, World
 from forgellm.errors import InsufficientMemory
 from forgellm.messages import EngineOptions, Hello, Imported, Loading, ModelSource, Ready
 from forgellm.states import WorkerState
-from forgellm.supervisor.budget import Candidate, choose_victims, estimate
+from forgellm.supervisor.budget import RUNTIME_BYTES, Candidate, choose_victims, estimate
 from forgellm.supervisor.effects import Loaded, Signal, Unloaded
 from forgellm.supervisor.memory import OomWatch, cgroup_limit_bytes, oom_kills
 from forgellm.supervisor.slots import LoadOrder
@@ -57,11 +57,11 @@ class Machine(World):
 # What a load needs
 
 
-def test_an_estimate_is_the_weights_the_kv_cache_and_a_tenth_for_loading() -> None:
+def test_an_estimate_is_the_weights_the_kv_cache_the_process_and_a_tenth_for_loading() -> None:
     source = ModelSource(name="m", kind="folder", weights_bytes=1000, parameters=2000, kv_bytes_per_token=3)
     need = estimate(LoadOrder(source=source, options=EngineOptions(layout="native")), 4096)
     assert (need.weights_bytes, need.kv_bytes, need.transient_bytes) == (1000, 3 * 4096, 100)
-    assert need.total_bytes == need.lasting_bytes + 100 == 1000 + 3 * 4096 + 100
+    assert need.total_bytes == need.lasting_bytes + 100 == 1000 + 3 * 4096 + RUNTIME_BYTES + 100
 
 
 def test_dequantised_weights_count_four_bytes_twice_the_kv_and_their_files_while_loading() -> None:

@@ -100,6 +100,7 @@ def plan_body(plan: LoadPlan) -> dict[str, Any]:
         "need_bytes": {
             "weights": need.weights_bytes,
             "kv": need.kv_bytes,
+            "runtime": need.runtime_bytes,
             "transient": need.transient_bytes,
             "total": need.total_bytes,
         },

@@ -79,7 +79,7 @@ def show_workers(status: Status) -> None:
 def plan_text(plan: dict[str, Any]) -> str:
     """What `forgellm load --dry-run` prints."""
     need = plan["need_bytes"]
-    parts = ", ".join(f"{name} {megabytes(need[name])}" for name in ("weights", "kv", "transient"))
+    parts = ", ".join(f"{name} {megabytes(need[name])}" for name in ("weights", "kv", "runtime", "transient"))
     budget = megabytes(plan["budget_bytes"]) if plan["budget_bytes"] is not None else "no limit"
     lines = [
         f"{plan['model_name']} needs {megabytes(need['total'])} ({parts})",

@@ -74,15 +74,17 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes of one load: weights in their layout, KV cache for the planned tokens, and what only the loading takes."""
+    """Bytes of one load: weights in their layout, KV cache for the planned tokens, the process with its libraries, and
+    what only the loading takes."""
 
     weights_bytes: int = 0
     kv_bytes: int = 0
+    runtime_bytes: int = 0
     transient_bytes: int = 0
 
     @property
     def lasting_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes
+        return self.weights_bytes + self.kv_bytes + self.runtime_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -92,6 +94,7 @@ class Need:
         return Need(
             weights_bytes=self.weights_bytes * workers,
             kv_bytes=self.kv_bytes * workers,
+            runtime_bytes=self.runtime_bytes * workers,
             transient_bytes=self.transient_bytes * workers,
         )
 
