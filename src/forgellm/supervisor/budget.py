@@ -18,7 +18,7 @@ from forgellm.supervisor.status import LoadPlan, Need
 _S = WorkerState
 TRIM_EVERY_S = 5.0
 RUNTIME_BYTES = 200_000_000
-"""Python, mlx, transformers and a tokenizer: what a worker held beyond its weights, measured on Linux: 180 to 240 MB."""
+"""Python, mlx, transformers and a tokenizer: what a worker held beyond its weights, measured on Linux, 180-240 MB."""
 
 GROWTH = 1.02
 """A worker that was relieved and then holds so many times as much still grows; a token may have been under way."""
