@@ -113,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = 0.0
 
     max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
+    max_queue_total: Annotated[Positive, _field("Requests that may wait for all models together; more get 503.")] = 1024
     queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
     first_token_timeout_s: Annotated[
         Seconds, _field("Longest wait for the first token, once a worker has the request; then 504. 0: no limit.")

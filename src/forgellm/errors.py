@@ -18,6 +18,7 @@
     │   └── UntrustedCode            the model asks to run its own code
     ├── Unavailable                  try again; `retry_after_s` says when
     │   ├── QueueFull
+    │   ├── PoolFull                 too much waits for all models together
     │   ├── QueueTimeout             waited too long for a place
     │   ├── RequestTimeout           no first token, no further token, or no end in time; says which
     │   ├── ModelLoading             not ready within the caller's deadline
@@ -117,6 +118,10 @@ class Unavailable(ForgeLLMError):
 
 class QueueFull(Unavailable):
     code = "queue_full"
+
+
+class PoolFull(Unavailable):
+    code = "pool_full"
 
 
 class QueueTimeout(Unavailable):

@@ -411,6 +411,17 @@ def test_a_worker_that_neither_grows_nor_shrinks_loses_one_request_after_the_oth
     assert machine.signals(life) == [signal.SIGKILL]
 
 
+def test_a_request_that_has_ended_and_still_runs_does_not_end_twice() -> None:
+    """Its deadline has passed, its worker has not let go of it yet: the next older one is the newest."""
+    machine = Machine(request_timeout_s=5.0)
+    machine.hold("a", 20)
+    late = machine.ask("a")
+    machine.wait(6)
+    assert len(machine.delivered(late)) == 1
+    machine.measure(a=101)
+    assert len(machine.delivered(late)) == 1
+
+
 def test_a_worker_that_outgrows_the_budget_while_it_loads_has_failed() -> None:
     machine = Machine()
     machine.order("a", 20)

@@ -12,6 +12,7 @@ from forgellm.errors import (
     ModelInvalid,
     ModelNotLoaded,
     ModelUnloading,
+    PoolFull,
     QueueFull,
     QueueTimeout,
     RequestCrashesWorker,
@@ -285,6 +286,28 @@ def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back() -> N
     assert error.retry_after_s
 
 
+def test_a_refused_request_is_told_the_measured_pace() -> None:
+    world = World(max_queue=1)
+    life = world.loaded(max_batch=1)
+    running = world.ask()
+    for _ in range(5):
+        queued = world.ask()
+        world.now += 12
+        world.token(life, running, finish="stop")
+        running = queued
+    world.ask()
+    assert 11 < world.news(world.ask()).retry_after_s < 13
+
+
+def test_all_models_together_have_a_bound_as_well() -> None:
+    world = World(max_queue=10, max_queue_total=2)
+    world.load("a", ticket="a")
+    world.load("b", ticket="b")
+    world.ask("a")
+    world.ask("b")
+    assert isinstance(world.news(world.ask("a")), PoolFull)
+
+
 def test_a_request_does_not_wait_for_ever() -> None:
     world = World(queue_timeout_s=30)
     world.load()
@@ -478,6 +501,19 @@ def test_an_abort_reaches_a_request_that_waits_for_its_next_life() -> None:
     assert world.delivered(request)[-1][5].completion_tokens == 1
     world.ready(world.alive[0])
     assert len(world.resumed(request)) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 66])
+def test_chaos_013_an_exit_without_a_farewell_is_a_crash_whatever_its_code(code: int) -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.token(life, request)
+    world.die(life, "the worker exited without a word", code=code)
+    (new,) = world.alive
+    assert world.worker().restarts == 1
+    world.ready(new)
+    assert world.resumed(request)[-1] == (new, (1,))
 
 
 def test_requests_of_a_model_that_gave_up_get_one_error_each() -> None:

@@ -41,6 +41,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "address_in_use": 500,
     "request_timeout": 504,
     "unavailable": 503,
+    "pool_full": 503,
     "queue_timeout": 503,
     "model_loading": 503,
     "model_unloading": 503,

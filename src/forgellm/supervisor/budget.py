@@ -223,8 +223,8 @@ class Budget:
     def offender(self, now: float) -> tuple[Slot, Literal["relieve", "kill"]] | None:
         """Above the hard limit: the worker that has outgrown its estimate most, and what is to be done. Else None.
 
-        First it is relieved, of its newest request and its caches; if it then still grows, or does not shrink for a
-        while, it ends. What workers hold that are ending already comes back first."""
+        First it is relieved, of its newest request and its caches; if it then still grows, it ends; if it does not
+        shrink for a while, it is relieved again. What workers hold that are ending already comes back first."""
         staying = [slot for slot in self._life.slots.values() if not (slot.is_killed or slot.state is _S.STOPPING)]
         if sum(slot.footprint_bytes for slot in staying) <= self._settings.memory_hard_limit * self._budget:
             return None
@@ -235,7 +235,7 @@ class Budget:
             return slot, "relieve"
         if slot.footprint_bytes > slot.pressed_bytes * GROWTH:
             return slot, "kill"
-        return (slot, "relieve" if slot.requests else "kill") if now - slot.pressed_at >= PATIENCE_S else None
+        return (slot, "relieve") if now - slot.pressed_at >= PATIENCE_S else None
 
     def _outgrown_bytes(self, slot: Slot) -> int:
         need = self.need_of(self._models[slot.model].order)

@@ -15,6 +15,7 @@ from forgellm.errors import (
     ModelFailed,
     ModelNotLoaded,
     ModelUnloading,
+    PoolFull,
     QueueFull,
     RequestCrashesWorker,
     ShuttingDown,
@@ -35,6 +36,7 @@ from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 _S = WorkerState
 RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 60.0
 
 
 class Pool:
@@ -271,7 +273,10 @@ class Pool:
             return ModelFailed(f"{model.name} has failed: {slot.reason}", retry_after_s=retry_after_s)
         if len(model.queue) >= self._settings.max_queue:
             full = f"{len(model.queue)} requests wait for {model.name} already; try again later"
-            return QueueFull(full, retry_after_s=RETRY_AFTER_S)
+            return QueueFull(full, retry_after_s=min(max(RETRY_AFTER_S, model.pace_s), MAX_RETRY_AFTER_S))
+        waiting = sum(len(each.queue) for each in self._models.values())
+        if waiting >= self._settings.max_queue_total:
+            return PoolFull(f"{waiting} requests wait for all models together; try again later", retry_after_s=5.0)
         return None
 
     def _end(self, asked: Asked, error: ForgeLLMError, now: float) -> None:
@@ -381,7 +386,7 @@ class Pool:
         del self._asked[request_id]
         slot.requests.discard(request_id)
         model = self._models[slot.model]
-        model.last_used = now
+        model.request_ended(now)
         if slot.state is _S.DRAINING and not slot.requests:
             self._life.stop(slot, now, slot.reason)
         slot.served += 1
@@ -482,13 +487,15 @@ class Pool:
                 self._settle(model, now)
 
     def _relieve(self, slot: Slot, now: float) -> None:
-        """Above the hard limit: end a worker's newest request, and let go of what is only kept to be faster."""
+        """Above the hard limit: end a worker's newest request, have it drop its caches; with none left, end it."""
+        running = [asked for asked in self._asked.values() if asked.life == slot.life and not asked.is_over]
+        if slot.pressed_bytes and not running:
+            self._life.end_for_memory(slot, self._budget.overrun(slot), now)
+            return
         slot.pressed_bytes, slot.pressed_at = slot.footprint_bytes, now
-        for request_id in [each for each in self._asked if each in slot.requests][-1:]:
+        for asked in running[-1:]:
             ended = f"{self._budget.overrun(slot)}; this was its newest request"
-            self._out.deliver(request_id, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S))
-            self._out.do(Send(slot.life, Abort(request_id)))
-            self._ended(slot, request_id, now)
+            self._end(asked, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S), now)
         self._out.do(Send(slot.life, TrimCache()))
 
     def _recycle(self, slot: Slot, now: float) -> None:

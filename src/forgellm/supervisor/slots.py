@@ -101,10 +101,19 @@ class Model:
     is_unloading: bool = False
     freed_bytes: int = 0
     info: ModelInfo | None = None
+    ended_at: float | None = None
+    pace_s: float = 0.0  # between the ends of its requests, lately
 
     @property
     def name(self) -> str:
         return self.order.source.name
+
+    def request_ended(self, now: float) -> None:
+        """One of its requests has ended on a worker."""
+        if self.ended_at is not None:
+            gap_s = now - self.ended_at
+            self.pace_s = gap_s if self.pace_s == 0 else 0.8 * self.pace_s + 0.2 * gap_s
+        self.last_used = self.ended_at = now
 
     def staying(self) -> list[Slot]:
         """The slots that are not on their way out."""
