@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import tiny_model
 from forgellm.catalog import folder
 from forgellm.catalog.gguf import TENSOR_TYPES, GGUFTensor
 from forgellm.errors import ForgeLLMError, ModelInvalid, UnsupportedFormat
+from forgellm.worker import gguf
 from forgellm.worker.gguf import converted, unpack
 from model_files import ARRAY, BOOL, F32, STRING, U32
 
@@ -244,6 +246,16 @@ def test_a_conversion_is_done_once_and_reports_its_progress(source: Path, tmp_pa
 
 def _sizes(source: Path) -> dict[str, Any]:
     return dict(json.loads((source / "config.json").read_text()))
+
+
+def test_a_long_write_goes_on_telling_that_it_is_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the clock of progress would end it; and it stops telling when it is done."""
+    monkeypatch.setattr(gguf, "TELL_S", 0.01)
+    told = threading.Semaphore(0)
+    before = threading.active_count()
+    with gguf._still_at_it(told.release):
+        assert all(told.acquire(timeout=10) for _ in range(5))
+    assert threading.active_count() == before
 
 
 def test_another_file_of_the_same_name_is_converted_anew(source: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def fetch(cache_dir: Path, progress: Callable[[float, str], None], timeout_s: fl
         return path
     deadline = time.monotonic() + timeout_s
     target = _target(cache_dir)
-    with exclusive(target.with_suffix(".lock"), timeout_s):
+    with exclusive(target.with_suffix(".lock"), timeout_s, lambda: progress(0.0, f"waiting for {REQUIREMENT}")):
         if path := cached(cache_dir):  # another process fetched it while we waited
             return path
         _remove_leftovers(target.parent)

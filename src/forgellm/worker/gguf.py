@@ -8,7 +8,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from forgellm.catalog.gguf import GGUFHeader, GGUFTensor, read_header
 from forgellm.catalog.lock import exclusive
 from forgellm.errors import ModelInvalid, UnsupportedFormat
 from forgellm.worker.gguf_tokenizer import write_tokenizer
+
+TELL_S = 5.0
 
 _FORMAT = 1
 """Goes into the cache key: raise it when the conversion changes, so that older conversions are not used."""
@@ -54,7 +58,8 @@ def converted(gguf_path: Path, cache_dir: Path, progress: Callable[[float, str],
     target = cache_dir.expanduser() / "gguf" / f"{gguf_path.stem}-{_digest(gguf_path, header)}"
     if target.is_dir():
         return target
-    with exclusive(target.with_name(target.name + ".lock"), timeout_s=3600.0):
+    lock = target.with_name(target.name + ".lock")
+    with exclusive(lock, timeout_s=3600.0, waiting=lambda: progress(0.0, "waiting for another worker's conversion")):
         if not target.is_dir():
             part = target.with_name(target.name + ".part")
             shutil.rmtree(part, ignore_errors=True)  # left by a conversion that was killed
@@ -97,16 +102,35 @@ def _convert(path: Path, header: GGUFHeader, part: Path, progress: Callable[[flo
             quantization[module] = {"group_size": _GROUP, "bits": bits}
     if quantization:
         config["quantization"] = {"group_size": _GROUP, "bits": 4, **quantization}  # every module has its own bits
-    progress(0.9, "writing the converted model")
-    try:
-        mx.save_safetensors(str(part / "model.safetensors"), weights, {"format": "mlx"})
-    except RuntimeError as error:  # how mlx reports what the system said of the file
-        raise OSError(f"{part / 'model.safetensors'}: {error}") from error
-    (part / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-    for written in part.iterdir():
-        _flush(written)
+    with _still_at_it(lambda: progress(0.9, "writing the converted model")):
+        try:
+            mx.save_safetensors(str(part / "model.safetensors"), weights, {"format": "mlx"})
+        except RuntimeError as error:  # how mlx reports what the system said of the file
+            raise OSError(f"{part / 'model.safetensors'}: {error}") from error
+        (part / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+        for written in part.iterdir():
+            _flush(written)
     folder.check(part)
     progress(1.0, "converted")
+
+
+@contextmanager
+def _still_at_it(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` at once, and every few seconds from a thread: one native call writes many GB, and is no hang."""
+    is_done = threading.Event()
+
+    def go_on() -> None:
+        while not is_done.wait(TELL_S):
+            tell()
+
+    tell()
+    thread = threading.Thread(target=go_on, name="writing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def _read(path: Path, tensor: GGUFTensor) -> bytes:
