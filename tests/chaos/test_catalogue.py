@@ -1,0 +1,338 @@
+"""The catalogue of faults: 94 rows, each with the tests that show it, or with what is missing.
+
+A row's tests are named as `folder/file.py::test`, as pytest does below `tests/`.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+POOL = "supervisor/test_pool.py::"
+FAULTS = "supervisor/test_faults.py::"
+SUPERVISOR = "supervisor/test_supervisor.py::"
+HANGS = "supervisor/test_hangs.py::"
+MEMORY = "supervisor/test_memory_limits.py::"
+CHANNEL = "supervisor/test_channel.py::"
+ORPHANS = "supervisor/test_orphans.py::"
+JOURNAL = "supervisor/test_journal.py::"
+BAD = "catalog/test_bad_models.py::test_a_broken_model_is_refused_by_name_in_under_a_second"
+HTTP = "api/test_http_server.py::"
+API = "api/test_model_api.py::"
+SCHEMAS = "api/test_schemas.py::"
+DAEMON = "e2e/test_daemon_process.py::"
+NOT_YET = "not yet: "
+CONTROL = f"{NOT_YET}there is no control socket between processes yet"
+GUARDIAN = f"{ORPHANS}test_a_killed_guardian_is_replaced_within_seconds"
+SIGNALS = f"{FAULTS}test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token"
+NO_PYTHON = f"{FAULTS}test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two_tries"
+
+Row = tuple[str, ...]
+
+ROWS: dict[int, Row] = {
+    1: (
+        "killed before its first word",
+        f"{FAULTS}test_chaos_001_a_worker_killed_before_its_first_word_is_tried_once_more",
+    ),
+    2: ("the interpreter exits before main", NO_PYTHON),
+    3: ("the interpreter hangs before main", NO_PYTHON),
+    4: (
+        "the engine cannot be imported",
+        f"{SUPERVISOR}test_chaos_004_an_engine_that_cannot_be_imported_fails_the_load_with_its_text",
+    ),
+    5: (
+        "SIGKILL in mid-load",
+        f"{FAULTS}test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory_back",
+    ),
+    6: ("SIGSEGV in mid-load", f"{SUPERVISOR}test_a_death_in_the_first_load_is_told_with_the_last_log_line"),
+    7: ("abort for want of GPU memory", f"{NOT_YET}such a death has words from the log, but no class of its own"),
+    8: ("SIGKILL in prefill", f"{FAULTS}test_chaos_008_a_kill_in_prefill_costs_a_pause_and_no_answer"),
+    9: (
+        "SIGKILL in mid-stream",
+        SIGNALS,
+        f"{SUPERVISOR}test_a_stream_goes_on_after_its_worker_is_killed",
+        "chaos/test_replay.py::test_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_killed",
+    ),
+    10: (
+        "SIGKILL in mid-message",
+        f"{CHANNEL}test_chaos_010_a_message_torn_by_sigkill_is_seen_as_the_end_within_a_second",
+    ),
+    11: ("SIGKILL during an unload", f"{FAULTS}test_chaos_011_a_kill_during_the_unload_is_an_unload"),
+    12: (
+        "SIGBUS: the model's file was cut",
+        SIGNALS,
+        f"{NOT_YET}as a signal only; a file that changes under a loaded model is not made",
+    ),
+    13: ("exit 0 without a farewell", f"{POOL}test_chaos_013_an_exit_without_a_farewell_is_a_crash_whatever_its_code"),
+    14: (
+        "an exception in one request",
+        f"{FAULTS}test_an_error_is_told_once_and_the_worker_lives",
+        "worker/test_mlx_engine.py::test_an_exception_in_one_request_ends_only_that_request",
+    ),
+    15: ("SIGTERM by an operator", SIGNALS),
+    16: (
+        "SIGSTOP, idle and in mid-stream",
+        f"{HANGS}test_chaos_016_a_stopped_worker_is_killed_at_the_limit_and_its_stream_goes_on",
+        f"{HANGS}test_chaos_016_a_worker_that_goes_on_before_the_limit_is_left_alone",
+        f"{HANGS}test_chaos_016_an_idle_worker_that_is_stopped_is_replaced",
+    ),
+    17: ("native code that keeps the GIL", f"{HANGS}test_chaos_017_native_code_that_holds_the_gil_stops_the_heart"),
+    18: (
+        "native code that hangs without the GIL",
+        f"{HANGS}test_chaos_018_native_code_without_the_gil_makes_no_progress",
+    ),
+    19: ("an endless loop in Python", f"{HANGS}test_chaos_019_an_endless_python_loop_makes_no_progress"),
+    20: ("unload and SIGTERM are ignored", f"{SUPERVISOR}test_a_worker_that_ignores_unload_and_sigterm_is_killed"),
+    21: (
+        "a model that crashes again and again",
+        f"{POOL}test_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed",
+        f"{POOL}test_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later",
+    ),
+    22: (
+        "a poisoned request",
+        f"{SUPERVISOR}test_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole",
+        f"{POOL}test_poisoned_requests_do_not_use_up_the_crash_budget",
+    ),
+    23: (
+        "eight workers killed at once",
+        f"{FAULTS}test_chaos_023_eight_workers_killed_at_once_are_all_noticed_and_replaced",
+    ),
+    24: ("a grandchild holds the pipes", f"{SUPERVISOR}test_a_grandchild_that_holds_the_pipes_does_not_hide_a_death"),
+    25: (
+        "the channel is closed, the process lives",
+        f"{SUPERVISOR}test_a_worker_that_closes_its_channel_but_lives_is_killed",
+    ),
+    26: (
+        "the kernel kills for memory",
+        f"{MEMORY}test_chaos_026_a_worker_that_the_kernel_kills_for_memory_is_described_as_such",
+    ),
+    27: (
+        "a SIGKILL that smells of memory",
+        f"{MEMORY}test_chaos_027_a_kill_minus_9_at_most_of_the_budget_is_suspected_memory",
+    ),
+    28: (
+        "growth beyond the soft and the hard limit",
+        f"{MEMORY}test_chaos_028_a_runaway_is_ended_at_the_hard_limit_and_takes_nobody_along",
+    ),
+    29: (
+        "a model larger than the memory",
+        f"{MEMORY}test_chaos_029_a_load_larger_than_the_memory_is_refused_before_a_spawn",
+    ),
+    30: (
+        "loads race for the last memory",
+        f"{MEMORY}test_chaos_030_of_loads_that_race_for_the_last_memory_one_wins_and_reservations_come_back",
+    ),
+    31: ("a flood of tokens", f"{FAULTS}test_chaos_031_a_flood_of_tokens_holds_nobody_else_up"),
+    32: (
+        "a flood of requests",
+        f"{FAULTS}test_chaos_032_a_flood_of_requests_is_refused_beyond_the_queue_and_served_in_order",
+    ),
+    33: (
+        "a request to a worker that dies now",
+        f"{SUPERVISOR}test_chaos_033_a_request_to_a_worker_that_dies_this_instant_always_ends",
+    ),
+    34: ("a message that is no event", f"{CHANNEL}test_chaos_034_what_is_no_event_is_a_protocol_error"),
+    35: (
+        "a length of two gigabytes; an older life",
+        f"{CHANNEL}test_chaos_035_a_boastful_length_is_refused_without_the_memory_for_it",
+        f"{POOL}test_events_of_an_older_life_are_dropped",
+    ),
+    36: (
+        "the supervisor's reader stalls",
+        f"{HANGS}test_chaos_036_a_stalled_reader_holds_its_worker_back_and_kills_nobody",
+    ),
+    37: ("a flood on stderr", f"{SUPERVISOR}test_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody"),
+    38: (
+        "SIGKILL of the supervisor",
+        f"{ORPHANS}test_a_killed_supervisor_leaves_no_worker_and_no_guardian",
+        f"{ORPHANS}test_a_stopped_worker_dies_with_a_killed_supervisor",
+        f"{DAEMON}test_killing_the_daemon_leaves_nothing",
+    ),
+    39: (
+        "SIGTERM of the daemon under load",
+        f"{DAEMON}test_chaos_039_running_requests_finish_after_sigterm_and_new_ones_are_refused",
+    ),
+    40: (
+        "Ctrl-C once, twice, three times",
+        f"{DAEMON}test_chaos_040_a_second_signal_ends_what_runs_and_a_third_everything",
+    ),
+    41: ("the terminal is closed", f"{DAEMON}test_a_signal_stops_it_cleanly"),
+    42: ("the guardian is killed", GUARDIAN),
+    43: (
+        "the resource tracker is killed",
+        f"{FAULTS}test_chaos_043_a_killed_resource_tracker_costs_nothing_but_a_warning",
+    ),
+    44: (
+        "started from a thread that ends",
+        f"{FAULTS}test_chaos_044_workers_outlive_the_thread_that_started_the_supervisor",
+    ),
+    45: ("64 loads and unloads", f"{FAULTS}test_chaos_045_loading_and_unloading_again_and_again_holds_nothing_back"),
+    46: (
+        "broken safetensors headers",
+        BAD,
+        "catalog/test_headers.py::test_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one",
+    ),
+    47: ("weights with flipped bits", f"{NOT_YET}no checksums of weights are known, but for the demo model's"),
+    48: ("a broken config.json", BAD),
+    49: ("impossible sizes in the config", BAD),
+    50: ("a million layers", BAD),
+    51: ("a config that names code", BAD, "worker/test_mlx_load.py::test_no_code_of_a_model_folder_runs"),
+    52: ("a tokenizer that names code", BAD),
+    53: ("weights that are a pickle", BAD),
+    54: ("a request that asks to trust remote code", f"{SCHEMAS}test_no_body_can_ask_for_remote_code"),
+    55: (
+        "a broken tokenizer or template",
+        BAD,
+        "worker/test_prompt.py::test_what_the_template_refuses_is_the_callers_error",
+    ),
+    56: (
+        "a model removed while it is loaded",
+        "catalog/test_bad_models.py::test_056_a_model_that_was_removed_is_not_found_the_next_time",
+        "catalog/test_bad_models.py::test_056_a_model_that_was_replaced_is_checked_again",
+    ),
+    57: (
+        "names that climb out of their folder",
+        "catalog/test_resolve.py::test_057_a_name_that_no_model_can_have_is_refused_before_the_disk_is_touched",
+        "catalog/test_resolve.py::test_057_a_link_out_of_models_dir_is_refused",
+        "catalog/test_resolve.py::test_057_another_case_is_another_name",
+        f"{API}test_a_hostile_name_is_refused",
+    ),
+    58: (
+        "bodies that are not one clean JSON object",
+        f"{SCHEMAS}test_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place",
+        f"{SCHEMAS}test_only_json_is_read",
+    ),
+    59: (
+        "parameters out of bounds",
+        f"{SCHEMAS}test_a_value_out_of_bounds_is_refused_by_name",
+        f"{SUPERVISOR}test_a_parameter_that_cannot_be_is_refused_by_name",
+    ),
+    60: (
+        "empty, huge and broken prompts",
+        f"{SCHEMAS}test_an_empty_prompt_has_a_code_of_its_own",
+        "worker/test_prompt.py::test_text_that_cannot_fit_is_refused_before_it_is_tokenized",
+        "worker/test_prompt.py::test_half_a_surrogate_pair_is_refused",
+        "worker/test_prompt.py::test_a_control_token_written_in_a_message_stays_plain_text",
+    ),
+    61: (
+        "lengths that lie, bombs, endless headers",
+        f"{HTTP}test_a_body_over_the_limit_is_refused_before_it_is_read",
+        f"{HTTP}test_a_chunked_body_over_the_limit_is_cut_off",
+        f"{HTTP}test_headers_without_end_are_refused",
+        f"{SCHEMAS}test_a_compressed_body_is_refused_unread",
+    ),
+    62: ("a request that drips in", f"{HTTP}test_a_request_that_drips_in_is_cut_off_and_others_are_served"),
+    63: ("a client that does not read", f"{HTTP}test_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed"),
+    64: ("a client leaves in mid-stream", f"{API}test_a_client_that_leaves_ends_its_generation"),
+    65: (
+        "a client leaves in prefill",
+        f"{API}test_a_client_that_leaves_ends_its_generation",
+        f"{HTTP}test_an_app_can_ask_whether_its_client_has_left",
+    ),
+    66: (
+        "HEAD, pipelining, garbage",
+        f"{HTTP}test_a_head_request_has_no_body",
+        f"{HTTP}test_pipelined_requests_are_answered_in_order",
+        f"{HTTP}test_garbage_is_a_json_error",
+    ),
+    67: (
+        "aborts that are late, double or foreign",
+        f"{FAULTS}test_chaos_067_aborting_twice_or_after_the_end_or_somebody_unknown_changes_nothing",
+    ),
+    68: (
+        "load and unload into each other",
+        f"{POOL}test_a_load_during_an_unload_runs_after_it",
+        f"{POOL}test_two_loads_of_the_same_model_share_one_worker",
+        f"{POOL}test_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it",
+        f"{POOL}test_running_requests_finish_before_the_unload_and_new_ones_are_refused",
+    ),
+    69: (
+        "ten thousand requests at once over HTTP",
+        f"{API}test_more_requests_than_max_streams_get_503_and_status_still_answers",
+        f"{NOT_YET}with nine requests, not with ten thousand",
+    ),
+    70: ("gunicorn's sync workers", f"{NOT_YET}no other web process can use a pool before the control socket is there"),
+    71: (
+        "a web worker is killed in mid-stream",
+        f"{NOT_YET}no other web process can use a pool before the control socket is there",
+    ),
+    72: ("the port is in use", f"{DAEMON}test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker"),
+    73: ("a second supervisor", CONTROL),
+    74: ("stale pid and socket files", CONTROL),
+    75: ("the socket's folder is unusable", CONTROL),
+    76: ("the disk is full", f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon"),
+    77: ("a journal that cannot be read", f"{JOURNAL}test_chaos_077_an_unreadable_journal_is_moved_aside"),
+    78: ("no descriptors left", f"{NOT_YET}a limit on descriptors is not set in any test"),
+    79: ("no processes left", f"{NOT_YET}root, as which these tests may run, has no such limit"),
+    80: (
+        "the wall clock jumps",
+        f"{JOURNAL}test_a_clock_that_was_set_back_does_not_count_ends_of_the_future",
+        f"{NOT_YET}all else is monotonic, but no test moves the clock",
+    ),
+    81: (
+        "the machine sleeps in mid-stream",
+        f"{HANGS}test_chaos_081_a_machine_that_slept_kills_nobody",
+        "supervisor/test_clocks.py::test_chaos_081_after_the_machine_slept_the_clocks_start_anew",
+    ),
+    82: ("a starved machine", f"{HANGS}test_chaos_082_a_starved_worker_is_slow_and_not_hung"),
+    83: ("a silent peer on the control socket", CONTROL),
+    84: ("garbage on the control socket", CONTROL),
+    85: ("another user on the control socket", CONTROL),
+    86: ("a pickle on the control socket", CONTROL),
+    87: ("the supervisor restarts under a live web server", CONTROL),
+    88: ("the web server starts first", CONTROL),
+    89: ("versions of the protocol that differ", CONTROL),
+    90: (
+        "two dirty ends in a row",
+        f"{JOURNAL}test_chaos_090_after_two_crashes_in_fifteen_minutes_nothing_is_loaded_and_it_says_why",
+        f"{DAEMON}test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time",
+    ),
+    91: (
+        "a hostile web page",
+        "api/test_security.py::test_a_name_that_was_rebound_to_this_machine_is_not",
+        "api/test_security.py::test_no_other_origin_may_post_by_default",
+    ),
+    92: (
+        "malicious output of a model",
+        f"{API}test_output_of_a_malicious_model_stays_inside_its_json_strings",
+        "worker/test_text.py::test_every_piece_is_whole_code_points_and_the_pieces_are_the_text",
+    ),
+    93: (
+        "the caller's main module in a worker",
+        f"{ORPHANS}test_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard",
+        f"{ORPHANS}test_a_worker_holds_neither_flask_nor_the_supervisor_nor_the_callers_main",
+    ),
+    94: (
+        "a Python whose queues do not close",
+        f"{CHANNEL}test_chaos_094_a_python_whose_queues_keep_their_ends_open_is_refused",
+    ),
+}
+
+
+def functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_is_there_once_and_says_something() -> None:
+    assert list(ROWS) == list(range(1, 95))
+    assert all(len(row) >= 2 for row in ROWS.values())
+
+
+@pytest.mark.parametrize("number", ROWS)
+def test_the_tests_of_a_row_exist(number: int) -> None:
+    for entry in ROWS[number][1:]:
+        if not entry.startswith(NOT_YET):
+            file, _, name = entry.partition("::")
+            assert name in functions(TESTS / file), entry
+
+
+def test_every_test_with_a_number_is_in_its_row() -> None:
+    for file in TESTS.rglob("test_*.py"):
+        for name in functions(file):
+            numbers = re.match(r"test_chaos((?:_\d{3})+)_", name)
+            for number in re.findall(r"\d{3}", numbers[1]) if numbers else ():
+                assert any(entry.endswith(f"::{name}") for entry in ROWS[int(number)]), f"{name} is not in row {number}"
