@@ -271,3 +271,21 @@ def test_counters_are_freed_with_their_life(start_pool: StartPool) -> None:
         wait_until(lambda life=life: worker(pool).life > life and worker(pool).state is WorkerState.READY)
         held.append(len(list(Path("/dev/fd").iterdir())))
     assert max(held[5:]) <= max(held[:5]) + 1
+
+
+@pytest.mark.model
+def test_chaos_019_an_endless_chat_template_of_a_real_model(start_pool: StartPool, tmp_path: Path) -> None:
+    """Jinja's sandbox bounds each range, not their product."""
+    import tiny_model
+
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abcd") + "x" + "{% endfor %}" * 4
+    folder = tiny_model.build(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text(loops)
+    pool = start_pool({"progress_timeout_s": 3.0})
+    pool.load(str(folder))
+    name = pool.status().current
+    assert name is not None
+    with pytest.raises(RequestCrashesWorker, match="alive, but no progress") as caught:
+        pool.generate(name, "hello").result()
+    assert "jinja2" in dump_named_in(str(caught.value))
+    assert pool.generate(name, "hello", template=False, max_tokens=3).result().finish_reason == "length"
