@@ -7,16 +7,14 @@ from world import World
 
 from forgellm.config import ModelConfig, Settings
 from forgellm.errors import QueueTimeout, RequestTimeout
-from forgellm.messages import Prefill, Request, RequestFailed, Timeouts
+from forgellm.messages import Prefill, RequestFailed, Timeouts
 from forgellm.states import WorkerState
 from forgellm.supervisor import deadlines
 from forgellm.supervisor.slots import Limits
 
 
 def ask(world: World, request_id: str = "r", **timeouts: float) -> str:
-    request = Request(request_id=request_id, model="m", prompt="x", timeouts=Timeouts(**timeouts))
-    world.do(world.pool.submit(request, world.now))
-    return request_id
+    return world.ask("m", request_id, **timeouts)
 
 
 def test_a_requests_limit_wins_over_the_models_and_the_models_over_the_settings() -> None:

@@ -19,6 +19,7 @@ from forgellm.messages import (
     ModelSource,
     Ready,
     Request,
+    Timeouts,
     Usage,
 )
 from forgellm.supervisor.effects import Deliver, Effect, Send, Signal, Spawn
@@ -75,9 +76,10 @@ class World:
     def unload(self, name: str | None = "m", ticket: str = "unload", *, force: bool = False) -> list[Effect]:
         return self.do(self.pool.unload(name, ticket, self.now, force=force))
 
-    def ask(self, model: str = "m", request_id: str | None = None) -> str:
+    def ask(self, model: str = "m", request_id: str | None = None, **timeouts: float) -> str:
         request_id = request_id or f"r{next(self._numbers)}"
-        self.do(self.pool.submit(Request(request_id=request_id, model=model, prompt="x"), self.now))
+        request = Request(request_id=request_id, model=model, prompt="x", timeouts=Timeouts(**timeouts))
+        self.do(self.pool.submit(request, self.now))
         return request_id
 
     def abort(self, request_id: str) -> list[Effect]:
