@@ -435,6 +435,21 @@ def test_a_place_that_was_kept_for_a_suspect_is_free_when_the_suspect_is_aborted
         assert world.life_of(innocent) == new
 
 
+def test_after_a_kill_from_outside_all_go_on_together_and_one_by_one_only_after_the_third() -> None:
+    """One after the other is slow: each client waits for the prompts of all before it to be read again."""
+    world = World(crash_budget=100, backoff_max_s=0)
+    world.loaded()
+    requests = [world.ask() for _ in range(3)]
+    together = []
+    for _ in range(3):
+        world.die(world.alive[0], code=-signal.SIGKILL)
+        world.ready(world.alive[0])
+        together.append(world.worker().in_flight)
+    assert together == [3, 3, 1]
+    world.token(world.alive[0], requests[0])
+    assert world.worker().in_flight == 2
+
+
 def test_a_poisoned_request_is_quarantined_at_its_second_crash_and_its_neighbours_finish() -> None:
     world = World()
     life = world.loaded()

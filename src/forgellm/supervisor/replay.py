@@ -3,17 +3,18 @@
 A request whose worker died goes on where it was, in another life: its prompt and its delivered tokens are given to the
 engine again. A request that brings its worker down each time must not take the pool with it, nor its neighbours.
 
-The rule: all that ran at a death are suspects. Suspects are run again one at a time per worker, each until its first
-new token clears it; so the next death has one suspect, and only that one is charged. Two crashes quarantine a request.
-A SIGKILL or SIGTERM came from outside more often than not, and counts less.
+The rule: all that ran at a crash are suspects. Suspects are run again one at a time per worker, each until its first
+new token clears it; so the next crash has one suspect, and only that one is charged. Two crashes quarantine a request.
+A SIGKILL or SIGTERM came from outside more often than not, and counts less: only the third in a row makes suspects, for
+running one after the other makes clients wait (measured: 20 streams of the demo model, 26 s instead of 4 s).
 """
 
 import signal
 from collections.abc import Iterable
 
-from forgellm.supervisor.slots import Asked
+from forgellm.supervisor.slots import SUSPICION, Asked
 
-CRASH = 5
+CRASH = SUSPICION
 KILL = 2
 QUARANTINE = 10
 
@@ -25,7 +26,8 @@ def charge(left: Iterable[Asked], *, is_from_outside: bool) -> None:
     """Blame the suspects among the requests that a dead worker left; all of them if there was none."""
     left = list(left)
     weight = KILL if is_from_outside else CRASH
-    for asked in [asked for asked in left if asked.is_suspect] or left:
+    suspects = [asked for asked in left if asked.is_suspect]
+    for asked in suspects or [asked for asked in left if asked.blame] or left:
         asked.blame += weight
 
 

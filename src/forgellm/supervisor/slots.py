@@ -154,6 +154,9 @@ class Limits:
     total_s: float = math.inf
 
 
+SUSPICION = 5  # of blame: what one crash adds
+
+
 @dataclass(slots=True)
 class Asked:
     """A request that has not ended: queued (life 0) or running on a life.
@@ -177,4 +180,5 @@ class Asked:
 
     @property
     def is_suspect(self) -> bool:
-        return self.blame > 0
+        """Whether it must run alone: after a crash, or three kills from outside, since its last token."""
+        return self.blame >= SUSPICION
