@@ -84,7 +84,11 @@ ROWS: dict[int, Row] = {
         "native code that hangs without the GIL",
         f"{HANGS}test_chaos_018_native_code_without_the_gil_makes_no_progress",
     ),
-    19: ("an endless loop in Python", f"{HANGS}test_chaos_019_an_endless_python_loop_makes_no_progress"),
+    19: (
+        "an endless loop in Python",
+        f"{HANGS}test_chaos_019_an_endless_python_loop_makes_no_progress",
+        f"{HANGS}test_chaos_019_an_endless_chat_template_of_a_real_model",
+    ),
     20: ("unload and SIGTERM are ignored", f"{SUPERVISOR}test_a_worker_that_ignores_unload_and_sigterm_is_killed"),
     21: (
         "a model that crashes again and again",
