@@ -382,8 +382,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_a_place_that_is_free(self) -> None:
         for model in self.world.pool._models.values():
-            is_suspect = {i: self.world.pool._asked[i].is_suspect for slot in model.slots for i in slot.requests}
-            queued = [self.world.pool._asked[request_id].is_suspect for request_id in model.queue]
+            is_suspect = {i: self.world.pool._requests.asked[i].is_suspect for slot in model.slots for i in slot.requests}
+            queued = [self.world.pool._requests.asked[request_id].is_suspect for request_id in model.queue]
             limit = model.order.options.max_batch
             free = [s for s in model.slots if s.is_open and len(s.requests) < limit]
             places = sum(limit - len(slot.requests) for slot in free)
@@ -417,7 +417,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert world.pool.is_stopped
         assert world.pool.deadline() == math.inf
         assert world.pool._models == {}
-        assert world.pool._asked == {}
+        assert world.pool._requests.asked == {}
 
 
 PoolMachine.TestCase.settings = settings(

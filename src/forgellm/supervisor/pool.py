@@ -6,7 +6,6 @@ Nothing else in the program decides anything. Must not read a clock, start a thr
 import math
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from forgellm.config import Settings
 from forgellm.errors import (
@@ -17,21 +16,18 @@ from forgellm.errors import (
     ModelUnloading,
     PoolFull,
     QueueFull,
-    RequestCrashesWorker,
     ShuttingDown,
-    from_wire,
 )
-from forgellm.messages import Abort, Chunk, Event, Generate, Prefill, Ready, Request, RequestFailed, TrimCache, Usage
+from forgellm.messages import Event, Prefill, Ready, Request, RequestFailed, TrimCache
 from forgellm.states import IS_LOADING, WorkerState
-from forgellm.supervisor import deadlines
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
 from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
-from forgellm.supervisor.replay import FROM_OUTSIDE, charge, is_quarantined
-from forgellm.supervisor.slots import Asked, LoadOrder, Model, Slot
+from forgellm.supervisor.requests import Requests
+from forgellm.supervisor.slots import LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 _S = WorkerState
@@ -51,8 +47,7 @@ class Pool:
         self._models: dict[str, Model] = {}
         limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
         self._budget = Budget(settings, limit, self._models, self._life)
-        self._asked: dict[str, Asked] = {}
-        self._request_deadlines = deadlines.Deadlines(self._asked)
+        self._requests = Requests(settings, self._out, self._life, self._models)
         self._current: str | None = None
         self._is_stopping = False
 
@@ -69,24 +64,12 @@ class Pool:
         elif refusal := self._refusal(model, now):
             self._out.deliver(request.request_id, refusal)
         else:
-            model.last_used = now
-            model.queue.append(request.request_id)
-            limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
-            asked = self._asked[request.request_id] = Asked(request, queued_at=now, asked_at=now, limits=limits)
-            self._request_deadlines.watch(asked)
-            self._dispatch(model, now)
+            self._requests.take(request, model, now)
         return self._out.take()
 
     def abort(self, request_id: str, now: float) -> list[Effect]:
         """End a request early. A queued one ends here, a running one with its worker's last chunk."""
-        asked = self._asked.get(request_id)
-        if asked is not None and asked.life:
-            asked.is_moving = False
-            self._out.do(Send(asked.life, Abort(request_id)))
-        elif asked is not None:
-            so_far = Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
-            self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far))
-            self._leave_queue(asked, now)
+        self._requests.abort(request_id, now)
         return self._out.take()
 
     def load(self, order: LoadOrder, ticket: str, now: float) -> list[Effect]:
@@ -158,18 +141,17 @@ class Pool:
                 self._life.spare_event(spare, event, now)
         elif isinstance(event, tuple):
             for chunk in event:
-                self._chunk(slot, chunk, now)
+                self._requests.chunk(slot, chunk, now)
         elif isinstance(event, Prefill):
-            if event.request_id in slot.requests:
-                self._tell(event.request_id, event)
+            self._requests.prefill(slot, event)
         elif isinstance(event, RequestFailed):
-            if event.request_id in slot.requests:
-                self._tell(event.request_id, from_wire(event.code, event.message, event.field))
-                self._ended(slot, event.request_id, now)
+            self._requests.failed(slot, event, now)
         elif self._life.event(slot, event, now):
             model = self._models[slot.model]
             model.info = event.info if isinstance(event, Ready) else model.info
             self._settle(model, now)
+        if slot is not None and not slot.requests:
+            self._recycle(slot, now)
         return self._out.take()
 
     def exited(self, life: int, exit_code: int, words: str, now: float) -> list[Effect]:
@@ -181,7 +163,7 @@ class Pool:
                 words += self._budget.suspicion(slot)
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
-            is_explained = self._replay(model, slot, exit_code, words, now)
+            is_explained = self._requests.replay(model, slot, exit_code, words, now)
             self._life.exited(slot, model.order, words, now, is_explained=is_explained)
             self._settle(model, now)
             self._admit(now)
@@ -198,7 +180,7 @@ class Pool:
                 self._out.do(Send(slot.life, TrimCache()))
             if slot.pressed_bytes and not self._budget.is_above_hard():
                 slot.pressed_bytes = 0
-                self._dispatch(self._models[slot.model], now)
+                self._requests.dispatch(self._models[slot.model], now)
             self._recycle(slot, now)
         match self._budget.offender(now):
             case (slot, "relieve"):
@@ -225,8 +207,7 @@ class Pool:
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
                 self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
-        for asked, error in self._request_deadlines.late(now):
-            self._end(asked, error, now)
+        self._requests.expire(now)
         self._life.tick_spares(now)
         self._ensure_spare(now)
         return self._out.take()
@@ -237,7 +218,7 @@ class Pool:
 
     def _deadlines(self) -> Iterator[float]:
         yield self._life.spare_deadline()
-        yield self._request_deadlines.next()
+        yield self._requests.next_deadline()
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
             yield _idle_deadline(model)
@@ -279,126 +260,6 @@ class Pool:
             return PoolFull(f"{waiting} requests wait for all models together; try again later", retry_after_s=5.0)
         return None
 
-    def _end(self, asked: Asked, error: ForgeLLMError, now: float) -> None:
-        """End a request with an error now; if it runs, its place is free when its worker has let go of it."""
-        request_id = asked.request.request_id
-        self._out.deliver(request_id, error)
-        if asked.life:
-            asked.is_over, asked.is_moving = True, False
-            self._out.do(Send(asked.life, Abort(request_id)))
-        else:
-            self._leave_queue(asked, now)
-
-    def _leave_queue(self, asked: Asked, now: float) -> None:
-        """A queued request is gone; a place that was kept for it is somebody else's."""
-        request_id, model = asked.request.request_id, self._models[asked.request.model]
-        model.queue.remove(request_id)
-        del self._asked[request_id]
-        self._dispatch(model, now)
-
-    def _tell(self, request_id: str, news: Chunk | Prefill | ForgeLLMError) -> None:
-        if not self._asked[request_id].is_over:
-            self._out.deliver(request_id, news)
-
-    def _dispatch(self, model: Model, now: float) -> None:
-        """Send queued requests to ready workers with a free place, in order, each to the least loaded one.
-
-        A suspect waits for a worker that runs no other suspect; meanwhile a place is kept for it."""
-        limit = model.order.options.max_batch
-        kept = 0
-        for request_id in list(model.queue):
-            asked = self._asked[request_id]
-            free = [slot for slot in model.slots if slot.is_open and len(slot.requests) < limit]
-            if sum(limit - len(slot.requests) for slot in free) <= kept:
-                return
-            if asked.is_suspect:
-                free = [slot for slot in free if not any(self._asked[other].is_suspect for other in slot.requests)]
-            if not free:
-                kept += 1
-                continue
-            slot = min(free, key=lambda slot: len(slot.requests))
-            model.queue.remove(request_id)
-            asked.life, asked.moved_at = slot.life, now
-            slot.requests.add(request_id)
-            self._request_deadlines.watch(asked)
-            self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
-
-    def _replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
-        """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it.
-
-        Returns whether something was."""
-        left = [asked for request_id, asked in self._asked.items() if request_id in slot.requests]
-        slot.requests.clear()
-        charge(left, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
-        for asked in reversed(left):
-            request_id = asked.request.request_id
-            if asked.is_over:
-                del self._asked[request_id]
-            elif is_quarantined(asked):
-                del self._asked[request_id]
-                again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
-                self._out.deliver(request_id, RequestCrashesWorker(again))
-            else:
-                asked.life, asked.queued_at, asked.is_moving = 0, now, False
-                model.queue.appendleft(request_id)
-                self._request_deadlines.watch(asked)
-        if model.is_unloading:
-            self._refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
-        return any(map(is_quarantined, left))
-
-    def _move_away(self, slot: Slot) -> None:
-        """Live migration: what a worker that must go is running goes on at the model's other workers."""
-        for request_id in sorted(slot.requests):
-            self._asked[request_id].is_moving = not self._asked[request_id].is_over
-            self._out.do(Send(slot.life, Abort(request_id)))
-
-    def _moved(self, slot: Slot, asked: Asked, now: float) -> None:
-        """The old worker has let go of a request; the text it held back is held back again by the next one."""
-        asked.life, asked.queued_at, asked.is_moving = 0, now, False
-        slot.requests.discard(asked.request.request_id)
-        model = self._models[slot.model]
-        model.queue.appendleft(asked.request.request_id)
-        self._request_deadlines.watch(asked)
-        if slot.state is _S.DRAINING and not slot.requests:
-            self._life.stop(slot, now, slot.reason)
-        self._dispatch(model, now)
-
-    def _chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
-        request_id, _, token_ids, _, finish_reason, _ = chunk
-        if request_id not in slot.requests:
-            return
-        asked = self._asked[request_id]
-        if finish_reason == "abort" and asked.is_moving:
-            self._moved(slot, asked, now)
-            return
-        asked.tokens.extend(token_ids)
-        asked.moved_at = now
-        self._request_deadlines.watch(asked)
-        was_suspect, asked.blame = asked.is_suspect, 0
-        self._tell(request_id, chunk)
-        if finish_reason is not None:
-            self._ended(slot, request_id, now)
-        elif was_suspect:
-            self._dispatch(self._models[slot.model], now)
-
-    def _ended(self, slot: Slot, request_id: str, now: float) -> None:
-        """A running request has ended: free its place."""
-        del self._asked[request_id]
-        slot.requests.discard(request_id)
-        model = self._models[slot.model]
-        model.request_ended(now)
-        if slot.state is _S.DRAINING and not slot.requests:
-            self._life.stop(slot, now, slot.reason)
-        slot.served += 1
-        self._dispatch(model, now)
-        self._recycle(slot, now)
-
-    def _refuse_queue(self, model: Model, error: ForgeLLMError) -> None:
-        while model.queue:
-            request_id = model.queue.popleft()
-            del self._asked[request_id]
-            self._out.deliver(request_id, error)
-
     # Models ----------------------------------------------------------------------------------------------------------
 
     def _begin(self, order: LoadOrder, tickets: list[str], now: float) -> None:
@@ -417,14 +278,14 @@ class Pool:
                 self._life.wait(slot, now)
         for slot in staying[order.replicas :]:
             self._life.drain(slot, now, "one replica less", force=False)
-            self._move_away(slot)
+            self._requests.move_away(slot)
         self._settle(model, now)
 
     def _stop_model(self, model: Model, now: float, reason: str, *, force: bool) -> None:
         model.is_unloading = True
         leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
         self._out.fail_all(model.load_tickets, leaving)
-        self._refuse_queue(model, leaving)
+        self._requests.refuse_queue(model, leaving)
         for slot in model.slots:
             self._life.drain(slot, now, reason, force=force)
         self._settle(model, now)
@@ -444,8 +305,8 @@ class Pool:
             model.load_tickets.clear()
         if not model.will_serve():
             failed = ModelFailed(f"{model.name} has failed: {model.slots[0].reason}", retry_after_s=RETRY_AFTER_S)
-            self._refuse_queue(model, failed)
-        self._dispatch(model, now)
+            self._requests.refuse_queue(model, failed)
+        self._requests.dispatch(model, now)
         self._ensure_spare(now)
 
     def _gone(self, model: Model, now: float) -> None:
@@ -488,14 +349,14 @@ class Pool:
 
     def _relieve(self, slot: Slot, now: float) -> None:
         """Above the hard limit: end a worker's newest request, have it drop its caches; with none left, end it."""
-        running = [asked for asked in self._asked.values() if asked.life == slot.life and not asked.is_over]
+        running = [asked for asked in self._requests.asked.values() if asked.life == slot.life and not asked.is_over]
         if slot.pressed_bytes and not running:
             self._life.end_for_memory(slot, self._budget.overrun(slot), now)
             return
         slot.pressed_bytes, slot.pressed_at = slot.footprint_bytes, now
         for asked in running[-1:]:
             ended = f"{self._budget.overrun(slot)}; this was its newest request"
-            self._end(asked, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S), now)
+            self._requests.end(asked, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S), now)
         self._out.do(Send(slot.life, TrimCache()))
 
     def _recycle(self, slot: Slot, now: float) -> None:
