@@ -120,3 +120,13 @@ def test_logprobs_are_those_of_the_row_likeliest_first(dtype: mx.Dtype) -> None:
 def test_logprobs_of_the_chosen_token_only_and_of_more_than_there_are() -> None:
     assert token_logprobs(row()[0], 0, 0, str)[3] == ()
     assert [t for t, _, _ in token_logprobs(row()[0], 0, 20, str)[3]] == [0, 1, 2, 3, 4]
+
+
+def test_the_last_bits_of_the_logits_do_not_choose_the_token() -> None:
+    """They differ from batch to batch; a seeded answer must not, or it would go on differently in another life."""
+    logprobs = mx.log(mx.softmax(3.0 * mx.random.normal((1, 49_152), key=mx.random.key(1)), axis=-1))
+    noise = 1e-5 * (mx.arange(49_152) < 24_576)
+    knobs = Sampling(temperature=1.0)
+    for seed in range(100):
+        chosen = SeededSampler(knobs, seed)(logprobs).item()
+        assert SeededSampler(knobs, seed)(logprobs + noise).item() == chosen

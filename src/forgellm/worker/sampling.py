@@ -52,7 +52,10 @@ class SeededSampler:
         key = position_key(self._seed, self._position)
         self._position += 1
         logits = keep_likely(logprobs.astype(mx.float32), self._sampling)
-        return mx.random.categorical(logits * (1.0 / self._sampling.temperature), axis=-1, key=key)
+        scaled = logits * (1.0 / self._sampling.temperature)
+        # Gumbel-max, and not mx.random.categorical: that looks a number up in the cumulated probabilities, where
+        # the last bits of the logits, which differ from batch to batch, choose between neighbours of small probability.
+        return mx.argmax(scaled + mx.random.gumbel(scaled.shape, key=key), axis=-1)
 
 
 def keep_likely(logprobs: mx.array, sampling: Sampling) -> mx.array:
