@@ -381,9 +381,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_a_place_that_is_free(self) -> None:
+        asked = self.world.pool._requests.asked
         for model in self.world.pool._models.values():
-            is_suspect = {i: self.world.pool._requests.asked[i].is_suspect for slot in model.slots for i in slot.requests}
-            queued = [self.world.pool._requests.asked[request_id].is_suspect for request_id in model.queue]
+            is_suspect = {i: asked[i].is_suspect for slot in model.slots for i in slot.requests}
+            queued = [asked[request_id].is_suspect for request_id in model.queue]
             limit = model.order.options.max_batch
             free = [s for s in model.slots if s.is_open and len(s.requests) < limit]
             places = sum(limit - len(slot.requests) for slot in free)
