@@ -19,7 +19,7 @@ from forgellm.errors import (
     ShuttingDown,
     WorkerDied,
 )
-from forgellm.messages import Generate, Hello, Imported, Loading, Memory, Prefill, RequestFailed
+from forgellm.messages import Generate, Hello, Imported, LoadFailed, Loading, Memory, Prefill, RequestFailed
 from forgellm.states import WorkerState
 from forgellm.supervisor.effects import Loaded, Send, Spawn, Unloaded
 
@@ -879,3 +879,55 @@ def test_every_deadline_of_the_pool_is_in_the_future_after_a_tick(name: str | No
         world.now = due
         world.do(world.pool.tick(due))
         assert world.pool.deadline() > due
+
+
+# News that comes too late, or twice
+
+
+def test_the_end_of_a_process_that_nobody_knows_changes_nothing() -> None:
+    world = World(spare=True)
+    assert world.pool.exited(999, 0, "exited", world.now) == []
+
+
+def test_a_spare_that_cannot_import_its_engine_is_replaced_when_it_is_gone() -> None:
+    world = World(spare=True)
+    world.do(world.pool.tick(world.now))
+    (spare,) = world.alive
+    assert world.say(spare, Hello(1), LoadFailed("engine_unavailable", "no mlx here")) == []
+    world.die(spare, code=64)
+    assert len(world.alive) == 1
+
+
+def test_a_failure_of_a_request_that_has_ended_is_dropped() -> None:
+    world = World()
+    life = world.loaded()
+    request = world.ask()
+    world.token(life, request, finish="stop")
+    assert world.say(life, RequestFailed(request, "generation_failed", "too late")) == []
+
+
+def test_a_second_unload_waits_with_the_first_and_gives_no_more_time() -> None:
+    world = World(drain_timeout_s=30)
+    life = world.loaded()
+    world.ask()
+    world.unload(ticket="one")
+    world.wait(20)
+    world.unload(ticket="two")
+    world.wait(10)
+    assert world.commands(life)[-1] == "Unload"
+    world.leave(life)
+    assert world.news("one").was_loaded
+    assert world.news("two").was_loaded
+
+
+def test_a_replica_too_many_stops_when_the_last_of_its_requests_has_moved() -> None:
+    world = World()
+    world.loaded(replicas=2)
+    requests = [world.ask() for _ in range(4)]
+    moving = [request for request in requests if world.life_of(request) == 2]
+    world.load(ticket="fewer", replicas=1)
+    world.token(2, moving[0], "", "abort")
+    assert world.worker(replica=2).state is S.DRAINING
+    world.token(2, moving[1], "", "abort")
+    assert world.worker(replica=2).state is S.STOPPING
+    assert [world.resumed(request)[-1] for request in moving] == [(1, ()), (1, ())]
