@@ -48,3 +48,8 @@ def test_a_plan_refuses_what_a_load_refuses(api: Live) -> None:
     assert api.http.post(PLAN, json={"model": "nobody"}).status_code == 404
     assert api.http.post(PLAN, json={"model": "big", "replica": 2}).status_code == 400
     assert api.http.post(PLAN, json={"model": "big", "replicas": 2}).json()["fits"] is False
+
+
+def test_a_plan_has_nothing_to_wait_for(api: Live) -> None:
+    refused = api.http.post(PLAN, json={"model": "big", "wait": True})
+    assert (refused.status_code, refused.json()["field"]) == (400, "wait")

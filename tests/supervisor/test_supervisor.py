@@ -94,6 +94,12 @@ def test_a_parameter_that_cannot_be_is_refused_by_name(name: str, value: object)
     assert caught.value.field == name
 
 
+def test_a_load_option_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="replicas") as caught:
+        Supervisor().load("echo", replica=2)  # type: ignore[call-arg]
+    assert caught.value.field == "replica"
+
+
 def test_a_name_that_is_not_known_is_refused_before_anything_changes(start_pool: StartPool) -> None:
     pool = start_pool(e={})
     pool.load("e")

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 
 from forgellm.api.context import context
 from forgellm.api.errors import json_response
-from forgellm.api.pool import CatalogEntry
+from forgellm.catalog import CatalogEntry
 from forgellm.errors import ModelNotFound
 
 blueprint = Blueprint("catalog", __name__, url_prefix="/api")

@@ -10,7 +10,7 @@ from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
 from forgellm.api.status import info_body, plan_body, status_body
-from forgellm.errors import ModelNotLoaded
+from forgellm.errors import InvalidRequest, ModelNotLoaded
 
 blueprint = Blueprint("model", __name__, url_prefix="/api/model")
 
@@ -21,17 +21,7 @@ def load() -> Response:
     body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
     ctx = context()
     with ctx.gate.place() if body.wait else nullcontext():
-        loaded = ctx.pool.load(
-            body.model_name,
-            adapter_path=body.adapter_path,
-            wait=body.wait,
-            context_length=body.context_length,
-            max_kv_size=body.max_kv_size,
-            replicas=body.replicas,
-            ttl_s=body.ttl_s,
-            pin=body.pin,
-            system_prompt=body.system_prompt,
-        )
+        loaded = ctx.pool.load(body.model_name, wait=body.wait, **body.options())
     done = "is already loaded" if loaded.already_loaded else "loaded" if body.wait else "loading started"
     answer = {
         "success": True,
@@ -49,16 +39,9 @@ def load() -> Response:
 def plan() -> Response:
     """What a load would need and evict now, or why it cannot be. Loads nothing."""
     body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
-    found = context().pool.plan(
-        body.model_name,
-        adapter_path=body.adapter_path,
-        context_length=body.context_length,
-        max_kv_size=body.max_kv_size,
-        replicas=body.replicas,
-        ttl_s=body.ttl_s,
-        pin=body.pin,
-        system_prompt=body.system_prompt,
-    )
+    if body.wait:
+        raise InvalidRequest("a plan loads nothing there is to wait for; leave `wait` out", field="wait")
+    found = context().pool.plan(body.model_name, **body.options())
     return json_response(plan_body(found))
 
 

@@ -27,6 +27,7 @@ from forgellm.messages import (
     Tokens,
     TopK,
 )
+from forgellm.supervisor.orders import LoadOptions
 
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
@@ -89,6 +90,18 @@ class LoadBody(Body, frozen=True, kw_only=True):
             raise Unsupported(message, field="draft_model")
         if self.model_name is None and self.adapter_path is None:
             raise InvalidRequest("`model_name` is required (or `adapter_path`, for its base model)", field="model_name")
+
+    def options(self) -> LoadOptions:
+        """All but the name and `wait`, for the pool."""
+        return LoadOptions(
+            adapter_path=self.adapter_path,
+            context_length=self.context_length,
+            max_kv_size=self.max_kv_size,
+            replicas=self.replicas,
+            ttl_s=self.ttl_s,
+            pin=self.pin,
+            system_prompt=self.system_prompt,
+        )
 
 
 class UnloadBody(Body, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ Reads files and how much memory is free; must not load, spawn or decide.
 """
 
 import sys
+from typing import TypedDict
 
 import psutil
 
@@ -18,22 +19,28 @@ ON_GPU = sys.platform == "darwin"  # there weights are never dequantised by them
 F32_SHARE = 0.5  # of the memory that is free now: what "auto" may spend on dequantised weights
 
 
-def load_order(
-    settings: Settings,
-    budget_bytes: int,
-    model: str | None,
-    *,
-    adapter_path: str | None = None,
-    context_length: int | None = None,
-    max_kv_size: int | None = None,
-    replicas: int | None = None,
-    ttl_s: float | None = None,
-    pin: bool | None = None,
-    system_prompt: str | None = None,
-) -> LoadOrder:
-    """What a call of Supervisor.load asks for; None keeps the config entry's value.
+class LoadOptions(TypedDict, total=False):
+    """What a load may say besides the model's name; None, or left out, keeps the config entry's value."""
+
+    adapter_path: str | None
+    context_length: int | None
+    max_kv_size: int | None
+    replicas: int | None
+    ttl_s: float | None
+    pin: bool | None
+    system_prompt: str | None
+
+
+def load_order(settings: Settings, budget_bytes: int, model: str | None, given: LoadOptions) -> LoadOrder:
+    """What a call of Supervisor.load asks for.
 
     `budget_bytes`: what all workers together may hold. Raises InvalidRequest, ModelNotFound, ModelError …"""
+    for name in given:
+        if name not in LoadOptions.__annotations__:
+            known = ", ".join(LoadOptions.__annotations__)
+            raise InvalidRequest(f"a load has no option {name}; there are {known}", field=name)
+    adapter_path, ttl_s, pin = given.get("adapter_path"), given.get("ttl_s"), given.get("pin")
+    system_prompt = given.get("system_prompt")
     if model is None:
         if adapter_path is None:
             raise InvalidRequest("name a model to load, or an adapter", field="model_name")
@@ -45,14 +52,14 @@ def load_order(
         options=EngineOptions(
             layout=config.layout or settings.layout,
             memory_budget_bytes=0 if ON_GPU else int(free_bytes * F32_SHARE),
-            context_length=context_length or config.context_length,
-            max_kv_size=max_kv_size or config.max_kv_size,
+            context_length=given.get("context_length") or config.context_length,
+            max_kv_size=given.get("max_kv_size") or config.max_kv_size,
             max_batch=settings.max_batch,
             prefill_chunk_s=settings.prefill_chunk_s,
             prefix_cache_bytes=settings.prefix_cache_bytes,
             cache_dir=str(settings.cache_path),
         ),
-        replicas=replicas or config.replicas,
+        replicas=given.get("replicas") or config.replicas,
         ttl_s=config.ttl_s if ttl_s is None else ttl_s,
         pin=config.pin if pin is None else pin,
         priority=config.priority,

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import msgspec
 
@@ -35,7 +35,7 @@ from forgellm.supervisor.memory import (
     automatic_budget_bytes,
     footprints,
 )
-from forgellm.supervisor.orders import load_order
+from forgellm.supervisor.orders import LoadOptions, load_order
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost
 from forgellm.supervisor.status import LoadPlan, PoolStatus
@@ -125,35 +125,16 @@ class Supervisor:
         self,
         model: str | None = None,
         *,
-        adapter_path: str | None = None,
         wait: bool = True,
         timeout_s: float | None = None,
-        context_length: int | None = None,
-        max_kv_size: int | None = None,
-        replicas: int | None = None,
-        ttl_s: float | None = None,
-        pin: bool | None = None,
-        system_prompt: str | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Loaded:
         """Load a model, and wait until it is ready; with `wait` false, until status() shows that it has begun.
-
-        None keeps the config entry's value.
 
         With only an adapter, its base model is found from the adapter's folder. Raises ModelNotFound, ModelError … at
         once, for what the files show; later the load's own error; ModelLoading if `timeout_s` passes first, while the
         load goes on."""
-        order = load_order(
-            self.settings,
-            self._budget_bytes,
-            model,
-            adapter_path=adapter_path,
-            context_length=context_length,
-            max_kv_size=max_kv_size,
-            replicas=replicas,
-            ttl_s=ttl_s,
-            pin=pin,
-            system_prompt=system_prompt,
-        )
+        order = load_order(self.settings, self._budget_bytes, model, options)
         source = order.source
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: self._pool.load(order, ticket_id, now))
@@ -169,33 +150,11 @@ class Supervisor:
             )
         return outcome
 
-    def plan(
-        self,
-        model: str | None = None,
-        *,
-        adapter_path: str | None = None,
-        context_length: int | None = None,
-        max_kv_size: int | None = None,
-        replicas: int | None = None,
-        ttl_s: float | None = None,
-        pin: bool | None = None,
-        system_prompt: str | None = None,
-    ) -> LoadPlan:
+    def plan(self, model: str | None = None, **options: Unpack[LoadOptions]) -> LoadPlan:
         """What load() with the same arguments (but `wait`) would need and evict now, or why it cannot be.
 
         Raises ModelNotFound, ModelError … as load() does."""
-        order = load_order(
-            self.settings,
-            self._budget_bytes,
-            model,
-            adapter_path=adapter_path,
-            context_length=context_length,
-            max_kv_size=max_kv_size,
-            replicas=replicas,
-            ttl_s=ttl_s,
-            pin=pin,
-            system_prompt=system_prompt,
-        )
+        order = load_order(self.settings, self._budget_bytes, model, options)
         with self._ticket() as (ticket_id, ticket):
             self._post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
             outcome = ticket.wait(START_DEADLINE_S)
@@ -254,8 +213,7 @@ class Supervisor:
         """Ask a loaded model: a text, or chat turns ({"role", "content"}); `sampling` as in messages.Sampling.
 
         `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
-        model and the settings. Raises InvalidRequest for a
-        parameter that does not exist or cannot be."""
+        model and the settings. Raises InvalidRequest for a parameter that does not exist or cannot be."""
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
         request = Request(
             request_id=f"gen-{uuid.uuid4().hex}",
