@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from forgellm.config import Settings
@@ -150,15 +150,11 @@ def _restore(supervisor: "Supervisor", restore: "Restore") -> None:
 
 
 class _StopSignals:
-    """SIGTERM, SIGINT and SIGHUP as bytes in a pipe: a handler may take no lock, and any thread may wait()."""
+    """SIGTERM, SIGINT and SIGHUP as bytes in a pipe, for any thread to wait() at."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-
-    def enqueue(self, signal_number: int, frame: object) -> None:
-        with suppress(BlockingIOError):  # the pipe is full of requests to stop
-            os.write(self._writer, b"x")
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
 
     def wait(self) -> None:
         """Return at the next signal that no earlier wait() returned for."""
@@ -167,15 +163,20 @@ class _StopSignals:
 
 @contextmanager
 def _stop_signals() -> Iterator[_StopSignals]:
-    """The signals that stop the daemon; the old handlers come back at the end. The pipe stays: a thread waits at it."""
+    """The signals that stop the daemon; the old handlers come back at the end. The pipe stays: a thread waits at it.
+
+    The byte is written by the interpreter's C handler, at once and in whatever thread the system chose. A handler in
+    Python would only run when the main thread wakes, which a signal that another thread got does not make it do."""
     signals = _StopSignals()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    previous = {number: signal.signal(number, signals.enqueue) for number in numbers}
+    previous_fd = signal.set_wakeup_fd(signals.writer, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
     try:
         yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_fd)
 
 
 if __name__ == "__main__":
