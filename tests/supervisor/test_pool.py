@@ -442,6 +442,7 @@ def test_after_a_kill_from_outside_all_go_on_together_and_one_by_one_only_after_
     requests = [world.ask() for _ in range(3)]
     together = []
     for _ in range(3):
+        world.now += 1
         world.die(world.alive[0], code=-signal.SIGKILL)
         world.ready(world.alive[0])
         together.append(world.worker().in_flight)
@@ -486,11 +487,25 @@ def test_kills_from_outside_count_less_than_crashes() -> None:
     world.loaded()
     request = world.ask()
     for _ in range(4):
+        world.now += 1
         world.die(world.alive[0], code=-signal.SIGKILL)
         world.ready(world.alive[0])
         assert world.delivered(request) == []
+    world.now += 1
     world.die(world.alive[0], code=-signal.SIGKILL)
     assert isinstance(world.news(request), RequestCrashesWorker)
+
+
+def test_a_request_handed_from_one_killed_worker_to_the_next_is_not_to_blame() -> None:
+    """Eight workers killed in the same moment: each dies under what the one before it left."""
+    world = World()
+    world.loaded(replicas=8)
+    request = world.ask()
+    for life in list(world.alive):
+        world.die(life, code=-signal.SIGKILL)
+    world.ready(world.alive[0])
+    world.token(world.alive[0], request, finish="stop")
+    assert world.news(request)[4] == "stop"
 
 
 def test_a_request_that_goes_on_between_deaths_is_never_to_blame() -> None:

@@ -17,18 +17,20 @@ from forgellm.supervisor.slots import SUSPICION, Asked
 CRASH = SUSPICION
 KILL = 2
 QUARANTINE = 10
+ARRIVAL_S = 0.5
 
 FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
 """Exit codes of workers that somebody else ended, unless the supervisor did."""
 
 
-def charge(left: Iterable[Asked], *, is_from_outside: bool) -> None:
+def charge(left: Iterable[Asked], now: float, *, is_from_outside: bool) -> None:
     """Blame the suspects among the requests that a dead worker left; all of them if there was none."""
     left = list(left)
     weight = KILL if is_from_outside else CRASH
     suspects = [asked for asked in left if asked.is_suspect]
     for asked in suspects or [asked for asked in left if asked.blame] or left:
-        asked.blame += weight
+        if not (is_from_outside and now - asked.moved_at < ARRIVAL_S):
+            asked.blame += weight
 
 
 def is_quarantined(asked: Asked) -> bool:

@@ -121,7 +121,7 @@ class Requests:
         Returns whether something was."""
         left = [asked for request_id, asked in self.asked.items() if request_id in slot.requests]
         slot.requests.clear()
-        charge(left, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
+        charge(left, now, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
         for asked in reversed(left):
             request_id = asked.request.request_id
             if asked.is_over:
