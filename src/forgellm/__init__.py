@@ -22,6 +22,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use: a worker imports this package too, and must not hold a supervisor."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
+    from importlib import import_module  # noqa: PLC0415 - see above
 
     return getattr(import_module(_HOME.get(name, "forgellm.supervisor")), name)

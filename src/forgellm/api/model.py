@@ -106,7 +106,7 @@ def _stream(answer: ndjson.Answer) -> Response:
     batches = answer.batches()
     try:
         first = next(batches, [])
-    except BaseException:
+    except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
         answer.close()
         raise
     response = Response(ndjson.lines(first, batches, answer.generation), mimetype=_stream_type())

@@ -35,7 +35,7 @@ class Answer:
         gate.enter()
         try:
             self.generation = pool.submit(request)
-        except BaseException:
+        except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
             gate.leave()
             raise
 

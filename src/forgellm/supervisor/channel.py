@@ -3,7 +3,8 @@
 Both sides close the ends they do not use; without that, a reader blocked on a torn message never returns. Never shared
 between workers, never used for a second life. Must not interpret what it carries.
 
-The private names used here are the ones concurrent.futures uses; `self_test` turns a change of CPython into a refusal.
+The names marked private, which typeshed does not list, are the ones concurrent.futures uses; `self_test` turns a
+change of CPython into a refusal.
 """
 
 import sys
@@ -37,12 +38,12 @@ class Channel:
         self.down: Queue[Command] = context.Queue()
         self.up: SimpleQueue[Event] = context.SimpleQueue()
         self.down.cancel_join_thread()  # a dead worker's unread commands must not hold up our exit
-        self.down._ignore_epipe = True  # type: ignore[attr-defined]
+        self.down._ignore_epipe = True  # type: ignore[attr-defined]  # private
 
     def close_worker_ends(self) -> None:
         """Right after start(): drop our copies of what the worker holds, so that its death is an EOF here."""
-        self.down._reader.close()  # type: ignore[attr-defined]
-        self.up._writer.close()  # type: ignore[attr-defined]
+        self.down._reader.close()  # type: ignore[attr-defined]  # private
+        self.up._writer.close()  # type: ignore[attr-defined]  # private
 
     def send(self, command: Command) -> None:
         """Queue a command. Never blocks; to a dead worker it goes nowhere."""
@@ -51,7 +52,7 @@ class Channel:
     def receive(self) -> Event:
         """The next event, blocking. Raises ChannelClosed at the end, ProtocolError on anything that is no event."""
         try:
-            data = self.up._reader.recv_bytes(MAX_EVENT_BYTES)  # type: ignore[attr-defined]
+            data = self.up._reader.recv_bytes(MAX_EVENT_BYTES)  # type: ignore[attr-defined]  # private
         except (EOFError, OSError) as error:
             raise ChannelClosed(str(error)) from error
         try:
@@ -63,11 +64,11 @@ class Channel:
     def close(self) -> None:
         """After the worker is gone: end the feeder thread and free every descriptor."""
         self.down.close()
-        feeder = self.down._thread  # type: ignore[attr-defined]
+        feeder = self.down._thread  # type: ignore[attr-defined]  # private
         if feeder is not None:
             feeder.join(1.0)
-        self.down._writer.close()  # type: ignore[attr-defined]
-        self.up._reader.close()  # type: ignore[attr-defined]
+        self.down._writer.close()  # type: ignore[attr-defined]  # private
+        self.up._reader.close()  # type: ignore[attr-defined]  # private
 
 
 def self_test(context: SpawnContext) -> float:
@@ -81,7 +82,7 @@ def self_test(context: SpawnContext) -> float:
     process = context.Process(target=die_mid_message, args=(channel.down, channel.up), name="forgellm-worker-selftest")
     process.start()
     # What must not happen is a read that never returns; closing the last writing end is what would end it.
-    alarm = threading.Timer(SELF_TEST_DEADLINE_S, channel.up._writer.close)  # type: ignore[attr-defined]
+    alarm = threading.Timer(SELF_TEST_DEADLINE_S, channel.up._writer.close)  # type: ignore[attr-defined]  # private
     alarm.start()
     try:
         channel.close_worker_ends()

@@ -92,7 +92,9 @@ class Generation:
     def result(self) -> Completion:
         """Wait for the end and return the whole text. Raises the ForgeLLMError that ended it."""
         text = "".join(token.text for token in self)
-        if self.finish_reason is None or self.usage is None or self.total_s is None:  # pragma: no cover - for mypy
+        if (
+            self.finish_reason is None or self.usage is None or self.total_s is None
+        ):  # pragma: no cover - put() sets all three at once; tells mypy so
             raise AssertionError("a generation ends with a finish_reason and a usage")
         return Completion(
             text=text,

@@ -76,7 +76,7 @@ def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]", counters:
     try:
         _detach(boot)
         down._writer.close()  # type: ignore[attr-defined]  # only then is the supervisor's death an EOF here
-        up._reader.close()  # type: ignore[attr-defined]
+        up._reader.close()  # type: ignore[attr-defined]  # private, as in supervisor/channel.py
         counters.start_beating()
         up.put(Hello(os.getpid()))
         commands: queue.SimpleQueue[Command] = queue.SimpleQueue()

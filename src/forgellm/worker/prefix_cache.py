@@ -80,7 +80,7 @@ class PrefixCache:
         if sum(layer.nbytes for layer in cache) > self._max_bytes:
             return
         # Starts the copy out of the batch now, without waiting: an unevaluated slice would keep the whole batch alive.
-        mx.async_eval([layer.state for layer in cache])  # type: ignore[no-untyped-call]
+        mx.async_eval([layer.state for layer in cache])  # type: ignore[no-untyped-call]  # mlx has no types
         self._lru.insert_cache(max_kv_size, tokens, cache)
 
     def clear(self) -> None:
