@@ -26,7 +26,7 @@ TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 TimeoutSeconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 EngineName = Literal["mlx", "echo"]
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +65,53 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What the answer must look like; the engine lets no other token through.
+
+    kind: "json_schema" (`text` is the schema as JSON), "json_object" (any JSON object; `text` is empty), "regex" (the
+    whole answer matches `text`) or "lark" (a grammar in llguidance's dialect of Lark).
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "lark"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The functions a model may call: each {"type": "function", "function": {"name", "description", "parameters"}}.
+
+    choice: "auto" (the model decides), "none" (shown to the model, but not to be called), "required" (at least one
+    call) or "named" (exactly `name`); the last two are enforced by a grammar. `parallel` false: at most one call.
+    """
+
+    functions: tuple[Mapping[str, Any], ...]
+    choice: Literal["auto", "none", "required", "named"] = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing asked of one model. Exactly one of `messages` and `prompt` is set.
+    """One thing asked of one model. Exactly one of `messages`, `prompt` and `inputs` is set.
 
     `messages` are chat turns ({"role", "content"}), rendered by the tokenizer's own chat template; `template` None
     leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
     demands it. `prompt` is raw text, or token ids, given to the model as it is. `max_kv_size` caps this request's
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
-    supervisor's to keep.
+    supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
+    `inputs` are texts, or token ids, to embed; their vectors come with the last chunk.
     """
 
     request_id: str
     model: str
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompt: str | tuple[int, ...] | None = None
+    inputs: tuple[str | tuple[int, ...], ...] | None = None
     template: bool | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Tools | None = None
+    constraint: Constraint | None = None
     max_kv_size: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     resume: tuple[int, ...] = ()
@@ -258,10 +289,48 @@ class Usage:
 # One token's logprobs: (token id, its text, its logprob, ((id, text, logprob) of the likeliest, ...)), natural log.
 TokenLogprobs = tuple[int, str, float, tuple[tuple[int, str, float], ...]]
 
-# What one step gave one request: (request_id, text, token_ids, logprobs or None, finish_reason or None, usage or None).
-# `text` is what may be shown now: never half a code point, never a part of a possible stop string. The last chunk of a
-# request, and only that one, has a finish_reason and a usage.
-Chunk = tuple[str, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None, FinishReason | None, Usage | None]
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thought before its answer; shown apart from the text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A piece of the call number `index` (from 0): the first piece of each has the id and the name, all pieces of
+    `arguments` joined are one JSON object."""
+
+    index: int
+    arguments: str
+    call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of input number `index`: little-endian float32, as bytes."""
+
+    index: int
+    vector: bytes
+
+
+Part = Reasoning | ToolCall | Embedding
+
+# What one step gave one request:
+# (request_id, text, token_ids, logprobs or None, finish_reason or None, usage or None, parts or None).
+# `text` is what may be shown now: never half a code point, never a part of a possible stop string. `parts` are what the
+# step gave that is not text. The last chunk of a request, and only that one, has a finish_reason and a usage.
+Chunk = tuple[
+    str,
+    str,
+    tuple[int, ...],
+    tuple[TokenLogprobs, ...] | None,
+    FinishReason | None,
+    Usage | None,
+    tuple[Part, ...] | None,
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class CheckedWorld(World):
             reason = "abort" if request_id in worker.aborted else finish if place == 0 else None
             token_ids = () if reason == "abort" else (position,)
             usage = Usage(prompt_tokens=1, completion_tokens=position + 1) if reason else None
-            chunks.append((request_id, "t", token_ids, None, reason, usage))
+            chunks.append((request_id, "t", token_ids, None, reason, usage, None))
             worker.running[request_id] += 1
             if reason:
                 del worker.running[request_id]
@@ -324,7 +324,7 @@ class PoolMachine(RuleBasedStateMachine):
         life = self.life(pick)
         ran = tuple(self.world.workers[life].running)
         self.world.dies(life, code)
-        ghosts: tuple[Chunk, ...] = tuple((request_id, "ghost", (9,), None, "stop", None) for request_id in ran)
+        ghosts: tuple[Chunk, ...] = tuple((request_id, "ghost", (9,), None, "stop", None, None) for request_id in ran)
         assert self.world.say(life, ghosts, Hello(1), Bye()) == []
 
     @precondition(lambda self: self.world.alive)

@@ -95,7 +95,7 @@ class World:
 
     def token(self, life: int, request_id: str, text: str = "t", finish: FinishReason | None = None) -> list[Effect]:
         usage = Usage(prompt_tokens=1, completion_tokens=1) if finish else None
-        chunk: Chunk = (request_id, text, (1,), None, finish, usage)
+        chunk: Chunk = (request_id, text, (1,), None, finish, usage, None)
         return self.say(life, (chunk,))
 
     def fail_load(self, life: int, code: str = "model_invalid") -> None:

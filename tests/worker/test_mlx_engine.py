@@ -140,7 +140,7 @@ def test_more_requests_than_max_batch_wait_and_are_all_answered(
 def test_only_the_last_chunk_has_a_finish_reason_and_a_usage(engine: MLXEngine) -> None:
     answers = run(engine, chat("r"))
     chunks = answers.chunks["r"]
-    assert all(chunk[3:] == (None, None, None) for chunk in chunks[:-1])
+    assert all(chunk[3:] == (None, None, None, None) for chunk in chunks[:-1])
     *_, reason, usage = chunks[-1]
     assert usage is not None
     assert (reason, usage.completion_tokens, len(answers.tokens("r"))) == ("length", TOKENS, TOKENS)

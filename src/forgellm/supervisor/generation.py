@@ -9,16 +9,18 @@ from types import TracebackType
 from typing import Self
 
 from forgellm.errors import ForgeLLMError
-from forgellm.messages import Chunk, FinishReason, TokenLogprobs, Usage
+from forgellm.messages import Chunk, FinishReason, Part, TokenLogprobs, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One step of text. `text` may be empty while a code point or a possible stop string is incomplete."""
+    """One step of text. `text` may be empty while a code point or a possible stop string is incomplete; `parts` are
+    what the step gave besides: reasoning, pieces of tool calls, embeddings."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    parts: tuple[Part, ...] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -124,12 +126,12 @@ class Generation:
 
     def put(self, chunk: Chunk) -> None:
         """One chunk from the worker; the last one carries the finish_reason."""
-        _, text, token_ids, logprobs, finish_reason, usage = chunk
+        _, text, token_ids, logprobs, finish_reason, usage, parts = chunk
         with self._news:
-            if text or token_ids:
+            if text or token_ids or parts:
                 if self.time_to_first_token_s is None:
                     self.time_to_first_token_s = time.monotonic() - self._started
-                self._tokens.append(Token(text, token_ids, logprobs))
+                self._tokens.append(Token(text, token_ids, logprobs, parts))
             if finish_reason is not None:
                 self.total_s = time.monotonic() - self._started
                 self.usage = usage

@@ -50,7 +50,7 @@ class Requests:
             self._out.do(Send(asked.life, Abort(request_id)))
         elif asked is not None:
             so_far = Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
-            self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far))
+            self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far, None))
             self._leave_queue(asked, now)
 
     def failed(self, slot: Slot, event: RequestFailed, now: float) -> None:
@@ -156,7 +156,7 @@ class Requests:
         self.dispatch(model, now)
 
     def chunk(self, slot: Slot, chunk: Chunk, now: float) -> None:
-        request_id, _, token_ids, _, finish_reason, _ = chunk
+        request_id, _, token_ids, _, finish_reason, _, _ = chunk
         if request_id not in slot.requests:
             return
         asked = self.asked[request_id]

@@ -215,12 +215,12 @@ class EchoEngine:
         elif running.sent == len(running.words):
             chunks.append(self._finish(running, "stop", now, word))
         else:
-            chunks.append((request_id, word, (running.sent - 1,), None, None, None))
+            chunks.append((request_id, word, (running.sent - 1,), None, None, None, None))
 
     def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:
         request_id = running.request.request_id
         del self._running[request_id]
-        return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now)
+        return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now), None
 
 
 def _knobs(options: Mapping[str, Any]) -> Knobs:

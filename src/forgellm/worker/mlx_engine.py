@@ -215,7 +215,7 @@ class MLXEngine:
         running = batch.running[uid]
         self._end(batch, uid, is_in_batch=True)
         usage = running.usage(time.monotonic())
-        self._last_words.append((request_id, running.stream.finish(), (), None, "abort", usage))
+        self._last_words.append((request_id, running.stream.finish(), (), None, "abort", usage, None))
 
     def has_work(self) -> bool:
         return bool(self._where or self._last_words)
@@ -310,11 +310,11 @@ class MLXEngine:
             elif finish is not None:
                 text += running.stream.finish()
         if finish is None:
-            return (running.request_id, text, (token,), logprobs, None, None)
+            return (running.request_id, text, (token,), logprobs, None, None, None)
         if response.prompt_cache is not None:
             self._prefixes.put(response.all_tokens, response.prompt_cache, batch.max_kv_size)
         self._end(batch, response.uid, is_in_batch=response.finish_reason is None)
-        return (running.request_id, text, (token,), logprobs, finish, running.usage(now))
+        return (running.request_id, text, (token,), logprobs, finish, running.usage(now), None)
 
     def _end(self, batch: _Batch, uid: int, *, is_in_batch: bool) -> None:
         """Free the place of a request; what the model knows of it goes into the prefix cache."""
