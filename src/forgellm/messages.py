@@ -100,11 +100,13 @@ class Request:
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
     supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
-    `inputs` are texts, or token ids, to embed; their vectors come with the last chunk.
+    `inputs` are texts, or token ids, to embed; their vectors come with the last chunk. `client` is the id of the API
+    key that asked, "" where none is needed: who it is for, never a secret.
     """
 
     request_id: str
     model: str
+    client: str = ""
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     inputs: tuple[str | tuple[int, ...], ...] | None = None
