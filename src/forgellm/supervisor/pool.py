@@ -19,11 +19,12 @@ from forgellm.errors import (
     ShuttingDown,
 )
 from forgellm.messages import Event, Prefill, Ready, Request, RequestFailed, TrimCache
-from forgellm.states import IS_LOADING, WorkerState
+from forgellm.states import WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
-from forgellm.supervisor.effects import Effect, Loaded, Send, Unloaded
+from forgellm.supervisor.effects import Effect, Send
 from forgellm.supervisor.lifecycle import Lifecycle
+from forgellm.supervisor.loads import Loads
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
 from forgellm.supervisor.requests import Requests
@@ -48,15 +49,14 @@ class Pool:
         limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
         self._budget = Budget(settings, limit, self._models, self._life)
         self._requests = Requests(settings, self._out, self._life, self._models)
-        self._current: str | None = None
-        self._is_stopping = False
+        self._loads = Loads(self._out, self._life, self._budget, self._requests, self._models)
 
     # What users ask for ----------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float) -> list[Effect]:
         """Run a request on the least loaded ready worker of its model, or queue it, or refuse it."""
         model = self._models.get(request.model)
-        if self._is_stopping:
+        if self._loads.is_stopping:
             self._out.deliver(request.request_id, _shutting_down())
         elif model is None:
             missing = ModelNotLoaded(f"the model {request.model} is not loaded; load it first", field="model")
@@ -76,30 +76,10 @@ class Pool:
         """Load a model, or join a load of the same one. Other files or options under the same name replace it.
 
         The ticket gets Loaded, or an error, when every replica is ready or has failed."""
-        if self._is_stopping:
+        if self._loads.is_stopping:
             self._out.deliver(ticket, _shutting_down())
             return self._out.take()
-        plan = self._budget.plan(order, now)
-        if not plan.fits:
-            self._out.deliver(ticket, InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S))
-            return self._out.take()
-        name = self._current = order.source.name
-        self._evict(plan, now)
-        model = self._models.get(name)
-        if model is None:
-            self._begin(order, [ticket], now)
-        elif model.is_unloading or not model.order.same_model(order):
-            if model.next_order is not None and not model.next_order.same_model(order):
-                self._out.fail_all(model.next_tickets, ModelUnloading(f"a later load of {name} replaced this one"))
-            model.next_order = order
-            model.next_tickets.append(ticket)
-            self._stop_model(model, now, "replaced by another load", force=False)
-        elif len(model.slots) == order.replicas and all(slot.state is _S.READY for slot in model.slots):
-            model.order = order
-            self._out.deliver(ticket, _loaded(order, None, already=True))
-        else:
-            model.load_tickets.append(ticket)
-            self._fill(model, order, now)
+        self._loads.load(order, ticket, now)
         return self._out.take()
 
     def plan(self, order: LoadOrder, now: float) -> LoadPlan:
@@ -110,23 +90,15 @@ class Pool:
         """Stop a model's workers (None: the current model's); running requests finish first unless `force`.
 
         The ticket gets Unloaded when every process is gone."""
-        name = self._current if name is None else name
-        model = self._models.get(name) if name else None
-        if model is None:
-            self._out.deliver(ticket, Unloaded(model=name, was_loaded=False, freed_bytes=0, forced=False))
-        else:
-            self._cancel_next(model, ModelUnloading(f"{name} was unloaded before it was loaded"))
-            model.unload_tickets.append(ticket)
-            self._stop_model(model, now, "unloaded", force=force)
-            self._admit(now)
+        self._loads.unload(name, ticket, now, force=force)
         return self._out.take()
 
     def stop(self, now: float) -> list[Effect]:
         """End everything: requests are aborted, workers stop by the ladder, nothing new is taken."""
-        self._is_stopping = True
+        self._loads.is_stopping = True
         for model in list(self._models.values()):
-            self._cancel_next(model, _shutting_down())
-            self._stop_model(model, now, "shutting down", force=True)
+            self._loads.cancel_next(model, _shutting_down())
+            self._loads.stop(model, now, "shutting down", force=True)
         self._life.dismiss_spare(now)
         return self._out.take()
 
@@ -149,7 +121,7 @@ class Pool:
         elif self._life.event(slot, event, now):
             model = self._models[slot.model]
             model.info = event.info if isinstance(event, Ready) else model.info
-            self._settle(model, now)
+            self._loads.settle(model, now)
         if slot is not None and not slot.requests:
             self._recycle(slot, now)
         return self._out.take()
@@ -165,10 +137,10 @@ class Pool:
                 model.freed_bytes += slot.footprint_bytes
             is_explained = self._requests.replay(model, slot, exit_code, words, now)
             self._life.exited(slot, model.order, words, now, is_explained=is_explained)
-            self._settle(model, now)
-            self._admit(now)
+            self._loads.settle(model, now)
+            self._loads.admit(now)
         elif self._life.spare_exited(life):
-            self._ensure_spare(now)
+            self._loads.ensure_spare(now)
         return self._out.take()
 
     def memory(self, footprints: Mapping[int, int], now: float) -> list[Effect]:
@@ -187,7 +159,7 @@ class Pool:
                 self._relieve(slot, now)
             case (slot, _):
                 self._life.end_for_memory(slot, self._budget.overrun(slot), now)
-        self._admit(now)
+        self._loads.admit(now)
         return self._out.take()
 
     def pulse(self, pulses: Mapping[int, Pulse], now: float) -> list[Effect]:
@@ -206,10 +178,10 @@ class Pool:
                 if slot.deadline is not None and now >= slot.deadline:
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
-                self._stop_model(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
+                self._loads.stop(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
         self._requests.expire(now)
         self._life.tick_spares(now)
-        self._ensure_spare(now)
+        self._loads.ensure_spare(now)
         return self._out.take()
 
     def deadline(self) -> float:
@@ -227,7 +199,9 @@ class Pool:
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything."""
-        return picture(self._current, self._models.values(), self._life.spare, self._is_stopping, self._budget)
+        return picture(
+            self._loads.current, self._models.values(), self._life.spare, self._loads.is_stopping, self._budget
+        )
 
     @property
     def is_memory_tight(self) -> bool:
@@ -237,7 +211,7 @@ class Pool:
     @property
     def is_stopped(self) -> bool:
         """Whether stop() was called and no process is left."""
-        return self._is_stopping and not self._life.has_processes
+        return self._loads.is_stopping and not self._life.has_processes
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -260,92 +234,7 @@ class Pool:
             return PoolFull(f"{waiting} requests wait for all models together; try again later", retry_after_s=5.0)
         return None
 
-    # Models ----------------------------------------------------------------------------------------------------------
-
-    def _begin(self, order: LoadOrder, tickets: list[str], now: float) -> None:
-        model = self._models[order.source.name] = Model(order, ordered_at=now, last_used=now, load_tickets=tickets)
-        self._fill(model, order, now)
-
-    def _fill(self, model: Model, order: LoadOrder, now: float) -> None:
-        """Bring the model to what the order asks: as many slots, each of them started."""
-        model.order = order
-        model.grow(order.replicas, now)
-        staying = model.staying()
-        for slot in staying[: order.replicas]:
-            if slot.state is _S.BACKOFF or (slot.state in {_S.STOPPED, _S.FAILED} and self._budget.has_room(order)):
-                self._life.restart(slot, order, now, "load")
-            elif slot.state in {_S.STOPPED, _S.FAILED}:
-                self._life.wait(slot, now)
-        for slot in staying[order.replicas :]:
-            self._life.drain(slot, now, "one replica less", force=False)
-            self._requests.move_away(slot)
-        self._settle(model, now)
-
-    def _stop_model(self, model: Model, now: float, reason: str, *, force: bool) -> None:
-        model.is_unloading = True
-        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
-        self._out.fail_all(model.load_tickets, leaving)
-        self._requests.refuse_queue(model, leaving)
-        for slot in model.slots:
-            self._life.drain(slot, now, reason, force=force)
-        self._settle(model, now)
-
-    def _settle(self, model: Model, now: float) -> None:
-        """After moves: answer those who wait for a load or an unload, hand out or refuse the queue."""
-        model.slots = [slot for slot in model.slots if slot.state is not _S.STOPPED or model.is_unloading]
-        if all(slot.state is _S.STOPPED for slot in model.slots):
-            self._gone(model, now)
-            return
-        wanted = model.staying()
-        if not any(slot.state in IS_LOADING or slot.is_recycled for slot in wanted):
-            failures = [slot.failure for slot in wanted if slot.failure is not None]
-            for ticket in model.load_tickets:
-                loaded = _loaded(model.order, now - model.ordered_at, already=False)
-                self._out.deliver(ticket, failures[0] if failures else loaded)
-            model.load_tickets.clear()
-        if not model.will_serve():
-            failed = ModelFailed(f"{model.name} has failed: {model.slots[0].reason}", retry_after_s=RETRY_AFTER_S)
-            self._requests.refuse_queue(model, failed)
-        self._requests.dispatch(model, now)
-        self._ensure_spare(now)
-
-    def _gone(self, model: Model, now: float) -> None:
-        """Every process of the model is gone: say so, and load what was ordered meanwhile."""
-        forced = any(slot.is_killed for slot in model.slots)
-        done = Unloaded(model=model.name, was_loaded=True, freed_bytes=model.freed_bytes, forced=forced)
-        for ticket in model.unload_tickets:
-            self._out.deliver(ticket, done)
-        del self._models[model.name]
-        if model.next_order is not None:
-            self._begin(model.next_order, model.next_tickets, now)
-        elif self._current == model.name:
-            self._current = None
-
-    def _cancel_next(self, model: Model, error: ForgeLLMError) -> None:
-        model.next_order = None
-        self._out.fail_all(model.next_tickets, error)
-
     # Memory ----------------------------------------------------------------------------------------------------------
-
-    def _evict(self, plan: LoadPlan, now: float) -> None:
-        for name in plan.would_evict:
-            self._stop_model(self._models[name], now, f"idle, and {plan.model} needs its memory", force=False)
-
-    def _admit(self, now: float) -> None:
-        """Start what waits for memory, in order. Who still finds too little when all has come back is planned anew."""
-        for model in list(self._models.values()):
-            for slot in model.slots:
-                if slot.state is _S.WAITING and self._budget.has_room(model.order):
-                    self._life.restart(slot, model.order, now, "load")
-            waiting = [slot for slot in model.slots if slot.state is _S.WAITING]
-            if waiting and self._budget.is_anything_leaving():
-                return
-            if waiting:
-                plan = self._budget.plan(model.order, now)
-                self._evict(plan, now)
-                for slot in waiting if not plan.fits else ():
-                    self._life.refuse(slot, InsufficientMemory(plan.reason), now)
-                self._settle(model, now)
 
     def _relieve(self, slot: Slot, now: float) -> None:
         """Above the hard limit: end a worker's newest request, have it drop its caches; with none left, end it."""
@@ -365,15 +254,6 @@ class Pool:
         is_idle = not slot.requests and not model.queue and not any(other.is_recycled for other in model.slots)
         if is_idle and not model.is_unloading and self._budget.is_due_for_recycling(slot):
             self._life.recycle(slot, now, "recycled, as planned")
-
-    def _ensure_spare(self, now: float) -> None:
-        if not (self._is_stopping or self._budget.is_above_soft()):
-            self._life.ensure_spare(now)
-
-
-def _loaded(order: LoadOrder, loading_time_s: float | None, *, already: bool) -> Loaded:
-    adapter = order.source.adapter_path
-    return Loaded(model=order.source.name, adapter_path=adapter, loading_time_s=loading_time_s, already_loaded=already)
 
 
 def _shutting_down() -> ShuttingDown:

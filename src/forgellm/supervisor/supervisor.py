@@ -10,19 +10,17 @@ import queue
 import secrets
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import msgspec
-
 from forgellm import catalog
 from forgellm.config import Settings
-from forgellm.errors import ForgeLLMError, InvalidRequest, ModelLoading, ModelUnloading, ShuttingDown, StartupError
-from forgellm.messages import Event, Prefill, Request, Sampling, Timeouts
+from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupError
+from forgellm.messages import Event, Prefill, Request, Timeouts
+from forgellm.supervisor.asking import python_request
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
@@ -39,6 +37,7 @@ from forgellm.supervisor.orders import LoadOptions, load_order
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost
 from forgellm.supervisor.status import LoadPlan, PoolStatus
+from forgellm.supervisor.tickets import Ticket, TicketScope
 
 log = logging.getLogger("forgellm.supervisor")
 
@@ -48,25 +47,6 @@ NOT_STARTED = 1  # the exit code of a worker that could not even be started
 
 Call = Callable[[float], Iterable[Effect]]
 Item = Call | tuple[int, Event | Lost]
-
-
-class _Ticket:
-    """What a load or an unload waits on."""
-
-    def __init__(self) -> None:
-        self._done = threading.Event()
-        self._news: Loaded | Unloaded | LoadPlan | ForgeLLMError | None = None
-
-    def put(self, news: Loaded | Unloaded | LoadPlan | ForgeLLMError) -> None:
-        self._news = news
-        self._done.set()
-
-    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | LoadPlan | None:
-        """The outcome, or None if there is none in time. Raises the error if that is the outcome."""
-        self._done.wait(timeout_s)
-        if isinstance(self._news, ForgeLLMError):
-            raise self._news
-        return self._news
 
 
 class Supervisor:
@@ -80,7 +60,7 @@ class Supervisor:
         self._oom = OomWatch()
         self._status = self._pool.status()
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._readers: dict[str, Callable[[], Generation | _Ticket | None]] = {}
+        self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
         self._crew: Crew | None = None
         self._thread: threading.Thread | None = None
         self._is_running = threading.Event()
@@ -214,17 +194,11 @@ class Supervisor:
 
         `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
         model and the settings. Raises InvalidRequest for a parameter that does not exist or cannot be."""
-        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
-        request = Request(
-            request_id=f"gen-{uuid.uuid4().hex}",
-            model=model,
-            messages=messages,
-            template=template,
-            max_kv_size=max_kv_size,
-            timeouts=timeouts or Timeouts(),
-            sampling=_sampling(sampling),
+        return self.submit(
+            python_request(
+                model, prompt, template=template, max_kv_size=max_kv_size, timeouts=timeouts, sampling=sampling
+            )
         )
-        return self.submit(request)
 
     def abort(self, request_id: str) -> None:
         """End a request early; unknown or ended ones are ignored."""
@@ -331,7 +305,7 @@ class Supervisor:
         is_end = not isinstance(news, tuple | Prefill) or (isinstance(news, tuple) and news[4] is not None)
         if is_end:
             self._readers.pop(to, None)
-        if isinstance(reader, _Ticket):
+        if isinstance(reader, Ticket):
             reader.put(news)
         elif isinstance(reader, Generation):
             if isinstance(news, tuple):
@@ -347,8 +321,8 @@ class Supervisor:
             self._post(lambda now: [Deliver(ticket_id, news)])
             ticket.wait(START_DEADLINE_S)
 
-    def _ticket(self) -> "_TicketScope":
-        return _TicketScope(self._readers)
+    def _ticket(self) -> TicketScope:
+        return TicketScope(self._readers)
 
     def _post(self, item: Item) -> None:
         self._inbox.put(item)
@@ -359,40 +333,6 @@ class Supervisor:
         """Nobody will answer any more: say so to all who wait."""
         for to in list(self._readers):
             self._deliver(to, ShuttingDown("the supervisor is not running"))
-
-
-def _sampling(given: dict[str, Any]) -> Sampling:
-    """The checked parameters of a Python call: `stop` may be one string, `logit_bias` a mapping, None the default."""
-    values = {name: value for name, value in given.items() if value is not None}
-    known = [field.name for field in fields(Sampling)]
-    for name in values:
-        if name not in known:
-            raise InvalidRequest(f"there is no parameter {name}; there are {', '.join(known)}", field=name)
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
-    if isinstance(values.get("logit_bias"), Mapping):
-        values["logit_bias"] = tuple(values["logit_bias"].items())
-    try:
-        return msgspec.convert(values, Sampling)
-    except msgspec.ValidationError as error:
-        name = str(error).partition("$.")[2].partition("`")[0].partition("[")[0]
-        raise InvalidRequest(str(error), field=name or None) from error
-
-
-class _TicketScope:
-    """A ticket that is known under its id while somebody waits for it."""
-
-    def __init__(self, readers: dict[str, Callable[[], Generation | _Ticket | None]]) -> None:
-        self._readers = readers
-        self._id = uuid.uuid4().hex
-        self._ticket = _Ticket()
-
-    def __enter__(self) -> tuple[str, _Ticket]:
-        self._readers[self._id] = lambda: self._ticket
-        return self._id, self._ticket
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._readers.pop(self._id, None)
 
 
 def _is_last(effect: Deliver) -> bool:
