@@ -17,7 +17,7 @@ from forgellm.messages import Request, Usage
 from forgellm.supervisor.generation import Generation, Token
 
 POLL_S = 0.1
-WRITE_EVERY_S = 0.01
+WRITE_EVERY_S = 0.02
 """A stream faster than this gets several tokens in one write: nobody sees the difference, and both ends save a wake-up
 and a system call for each token left out."""
 
@@ -46,8 +46,8 @@ class Answer:
             tokens = self.generation.take(POLL_S)
             if tokens:
                 yield tokens
-                if not self.generation.has_ended:
-                    time.sleep(WRITE_EVERY_S)
+                if any(token.text for token in tokens):  # else nothing was written, and the first text must not wait
+                    self.generation.wait_ended(WRITE_EVERY_S)
             elif had_ended:
                 return
             if self._is_gone():

@@ -56,6 +56,7 @@ class Generation:
         self._tokens: deque[Token] = deque()
         self._error: ForgeLLMError | None = None
         self._closed = False
+        self._ended = threading.Event()
         self._news = threading.Condition()
 
     # The reader's side ---------------------------------------------------------------------------------------------
@@ -77,6 +78,10 @@ class Generation:
     def has_ended(self) -> bool:
         """Whether the last token has come (it may still wait in take()), or an error has."""
         return self.finish_reason is not None or self._error is not None
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """has_ended, after waiting up to `timeout_s` for it. Tokens do not wake who waits here."""
+        return self._ended.wait(timeout_s)
 
     def __iter__(self) -> Self:
         return self
@@ -136,6 +141,7 @@ class Generation:
                 self.total_s = time.monotonic() - self._started
                 self.usage = usage
                 self.finish_reason = finish_reason
+                self._ended.set()
             self._news.notify()
 
     def fail(self, error: ForgeLLMError) -> None:
@@ -143,4 +149,5 @@ class Generation:
         with self._news:
             self.total_s = time.monotonic() - self._started
             self._error = error
+            self._ended.set()
             self._news.notify()
