@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forgellm.config import ModelConfig, Settings
-    from forgellm.supervisor import Completion, Generation, Supervisor, Token
+    from forgellm.supervisor import Completion, Embeddings, Generation, Supervisor, Token
 
-__all__ = ["Completion", "Generation", "ModelConfig", "Settings", "Supervisor", "Token"]
+__all__ = ["Completion", "Embeddings", "Generation", "ModelConfig", "Settings", "Supervisor", "Token"]
 
 _HOME = {"ModelConfig": "forgellm.config", "Settings": "forgellm.config"}
 

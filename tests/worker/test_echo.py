@@ -1,9 +1,11 @@
 """The echo engine says the prompt back, and its knobs do what they say; the deadly ones are tested with processes."""
 
+import struct
+
 import pytest
 
 from forgellm.errors import ConfigError, EmptyPrompt, ModelInvalid
-from forgellm.messages import EngineOptions, ModelSource, Prefill, Request, RequestFailed, Sampling
+from forgellm.messages import Embedding, EngineOptions, ModelSource, Prefill, Request, RequestFailed, Sampling
 from forgellm.worker.echo import EchoEngine
 
 
@@ -96,3 +98,15 @@ def test_its_memory_grows_with_tokens_and_only_its_cache_can_be_trimmed() -> Non
     made.trim_caches()
     run(made)
     assert made.memory() == (4096 + 3 * 1024, 0), "what a request grew by is given back with its end"
+
+
+def test_an_embedding_counts_the_words_and_characters_of_each_input() -> None:
+    made = engine()
+    made.add(Request(request_id="r", model="e", inputs=("one two", (1, 22, 333))))
+    ((*_, finish, usage, parts),) = made.step()[0]
+    assert finish == "stop"
+    assert usage is not None
+    assert [(part.index, struct.unpack("<2f", part.vector)) for part in parts or () if isinstance(part, Embedding)] == [
+        (0, (2.0, 7.0)),
+        (1, (3.0, 8.0)),
+    ]

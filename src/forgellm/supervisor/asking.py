@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from forgellm.errors import InvalidRequest
-from forgellm.messages import Request, Sampling, Timeouts
+from forgellm.messages import Request, Sampling, Timeouts, TokenId
 
 
 def python_request(
@@ -30,6 +30,23 @@ def python_request(
         max_kv_size=max_kv_size,
         timeouts=timeouts or Timeouts(),
         sampling=checked_sampling(sampling),
+    )
+
+
+def embedding_request(
+    model: str, inputs: str | Sequence[str | Sequence[int]], *, truncate: bool, timeouts: Timeouts | None
+) -> Request:
+    """What Supervisor.embed() asks for; one text stands for a list of one. Raises InvalidRequest."""
+    try:
+        given = msgspec.convert([inputs] if isinstance(inputs, str) else inputs, tuple[str | tuple[TokenId, ...], ...])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"inputs must be texts, or lists of token ids: {error}", field="inputs") from error
+    return Request(
+        request_id=f"emb-{uuid.uuid4().hex}",
+        model=model,
+        inputs=given,
+        truncate=truncate,
+        timeouts=timeouts or Timeouts(),
     )
 
 

@@ -20,10 +20,11 @@ from forgellm import catalog
 from forgellm.config import Settings
 from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupError
 from forgellm.messages import Event, Prefill, Request, Timeouts
-from forgellm.supervisor.asking import python_request
+from forgellm.supervisor.asking import embedding_request, python_request
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.embeddings import Embeddings
 from forgellm.supervisor.generation import Generation
 from forgellm.supervisor.memory import (
     INTERVAL_S,
@@ -199,6 +200,22 @@ class Supervisor:
                 model, prompt, template=template, max_kv_size=max_kv_size, timeouts=timeouts, sampling=sampling
             )
         )
+
+    def embed(
+        self,
+        model: str,
+        inputs: str | Sequence[str | Sequence[int]],
+        *,
+        truncate: bool = False,
+        timeouts: Timeouts | None = None,
+    ) -> Embeddings:
+        """The vectors of texts (or of one), or of token ids, by a loaded embedding model; waits for them.
+
+        An input that is too long is cut with `truncate`, else ContextLengthExceeded. Raises Unsupported if the model
+        is not one for embeddings, and every error that ends a request."""
+        request = embedding_request(model, inputs, truncate=truncate, timeouts=timeouts)
+        with self.submit(request) as generation:
+            return Embeddings.of(generation)
 
     def abort(self, request_id: str) -> None:
         """End a request early; unknown or ended ones are ignored."""

@@ -1,12 +1,13 @@
 """An engine without a model: it says the prompt back, word by word. For lifecycle tests and demos, never for claims.
 
 Its knobs (ModelSource.options) make every fault a supervisor must survive. It samples nothing: of a request's sampling
-only `max_tokens` matters here.
+only `max_tokens` matters here. Its embeddings have two dimensions: the number of words, and that of characters.
 """
 
 import ctypes
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import msgspec
 from forgellm.errors import ConfigError, EmptyPrompt, from_wire
 from forgellm.messages import (
     Chunk,
+    Embedding,
     EngineOptions,
     FinishReason,
     ModelInfo,
@@ -143,8 +145,9 @@ class EchoEngine:
             os.closerange(3, 1 << 16)
             time.sleep(600)
         text = prompt if knobs.text is None else knobs.text
+        words = _tokens(text) if request.inputs is None else []
         now = time.monotonic()
-        self._running[request.request_id] = _Running(request, _tokens(text), len(prompt.split()), now, knobs.prefill_s)
+        self._running[request.request_id] = _Running(request, words, len(prompt.split()), now, knobs.prefill_s)
 
     def abort(self, request_id: str) -> None:
         if request_id in self._running:
@@ -220,7 +223,8 @@ class EchoEngine:
     def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:
         request_id = running.request.request_id
         del self._running[request_id]
-        return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now), None
+        parts = _embeddings(running.request.inputs or ()) if reason == "stop" else None
+        return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now), parts
 
 
 def _knobs(options: Mapping[str, Any]) -> Knobs:
@@ -235,8 +239,16 @@ def _memory(size_bytes: int) -> bytes:
     return os.urandom(1 << 10) * (size_bytes >> 10)
 
 
+def _embeddings(inputs: tuple[str | tuple[int, ...], ...]) -> tuple[Embedding, ...] | None:
+    texts = [given if isinstance(given, str) else " ".join(map(str, given)) for given in inputs]
+    found = (struct.pack("<2f", len(text.split()), len(text)) for text in texts)
+    return tuple(Embedding(index, vector) for index, vector in enumerate(found)) or None
+
+
 def _prompt(request: Request) -> str:
-    if request.messages is not None:
+    if request.inputs is not None:
+        text = " ".join(str(given) for given in request.inputs)
+    elif request.messages is not None:
         text = str(request.messages[-1]["content"]) if request.messages else ""
     else:
         text = request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt or ()))
