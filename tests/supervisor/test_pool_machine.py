@@ -252,15 +252,16 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from([*MODELS, "nobody"]),
         count=st.integers(1, 4),
+        client=st.sampled_from(["", "ann", "bob"]),
         timeouts=st.sampled_from(
             [{}, {}, {"total_s": 20.0}, {"token_s": 7.0, "first_token_s": 11.0}, {"queue_s": 3.0}]
         ),
     )
-    def ask(self, name: str, count: int, timeouts: dict[str, float]) -> None:
+    def ask(self, name: str, count: int, client: str, timeouts: dict[str, float]) -> None:
         for _ in range(count):
             request_id = self.named("request")
             self.world.requests[request_id] = Asked(name)
-            self.world.ask(name, request_id, **timeouts)
+            self.world.ask(name, request_id, client, **timeouts)
 
     @precondition(lambda self: self.world.requests)
     @rule(pick=st.integers(0, 99))

@@ -76,9 +76,10 @@ class World:
     def unload(self, name: str | None = "m", ticket: str = "unload", *, force: bool = False) -> list[Effect]:
         return self.do(self.pool.unload(name, ticket, self.now, force=force))
 
-    def ask(self, model: str = "m", request_id: str | None = None, **timeouts: float) -> str:
+    def ask(self, model: str = "m", request_id: str | None = None, client: str = "", **timeouts: float) -> str:
         request_id = request_id or f"r{next(self._numbers)}"
-        request = Request(request_id=request_id, model=model, prompt="x", timeouts=Timeouts(**timeouts))
+        timed = Timeouts(**timeouts)
+        request = Request(request_id=request_id, model=model, client=client, prompt="x", timeouts=timed)
         self.do(self.pool.submit(request, self.now))
         return request_id
 

@@ -36,7 +36,7 @@ class Requests:
     def take(self, request: Request, model: Model, now: float) -> None:
         """Queue a request of a model that will serve it, and send it on if a place is free."""
         model.last_used = now
-        model.queue.append(request.request_id)
+        model.queue.append(request.request_id, request.client)
         limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
         asked = self.asked[request.request_id] = Asked(request, queued_at=now, asked_at=now, limits=limits)
         self._deadlines.watch(asked)
@@ -96,24 +96,32 @@ class Requests:
         """Send queued requests to ready workers with a free place, in order, each to the least loaded one.
 
         A suspect waits for a worker that runs no other suspect; meanwhile a place is kept for it."""
-        limit = model.order.options.max_batch
         kept = 0
-        for request_id in list(model.queue):
-            asked = self.asked[request_id]
-            free = [slot for slot in model.slots if slot.is_open and len(slot.requests) < limit]
-            if sum(limit - len(slot.requests) for slot in free) <= kept:
-                return
-            if asked.is_suspect:
+        for request_id in model.queue.again():
+            free = self._free(model)
+            if self.asked[request_id].is_suspect:
                 free = [slot for slot in free if not any(self.asked[other].is_suspect for other in slot.requests)]
-            if not free:
+            if free and self._places(model) > kept:
+                model.queue.remove(request_id)
+                self._send(request_id, free, now)
+            else:
                 kept += 1
-                continue
-            slot = min(free, key=lambda slot: len(slot.requests))
-            model.queue.remove(request_id)
-            asked.life, asked.moved_at = slot.life, now
-            slot.requests.add(request_id)
-            self._deadlines.watch(asked)
-            self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
+        while model.queue.has_turns and self._places(model) > kept:
+            self._send(model.queue.take_turn(), self._free(model), now)
+
+    def _free(self, model: Model) -> list[Slot]:
+        limit = model.order.options.max_batch
+        return [slot for slot in model.slots if slot.is_open and len(slot.requests) < limit]
+
+    def _places(self, model: Model) -> int:
+        return sum(model.order.options.max_batch - len(slot.requests) for slot in self._free(model))
+
+    def _send(self, request_id: str, free: list[Slot], now: float) -> None:
+        asked, slot = self.asked[request_id], min(free, key=lambda slot: len(slot.requests))
+        asked.life, asked.moved_at = slot.life, now
+        slot.requests.add(request_id)
+        self._deadlines.watch(asked)
+        self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
 
     def replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
         """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it.
@@ -132,7 +140,7 @@ class Requests:
                 self._out.deliver(request_id, RequestCrashesWorker(again))
             else:
                 asked.life, asked.queued_at, asked.is_moving = 0, now, False
-                model.queue.appendleft(request_id)
+                model.queue.append_again(request_id)
                 self._deadlines.watch(asked)
         if model.is_unloading:
             self.refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
@@ -149,7 +157,7 @@ class Requests:
         asked.life, asked.queued_at, asked.is_moving = 0, now, False
         slot.requests.discard(asked.request.request_id)
         model = self._models[slot.model]
-        model.queue.appendleft(asked.request.request_id)
+        model.queue.append_again(asked.request.request_id)
         self._deadlines.watch(asked)
         if slot.state is _S.DRAINING and not slot.requests:
             self._life.stop(slot, now, slot.reason)
@@ -185,7 +193,6 @@ class Requests:
         self.dispatch(model, now)
 
     def refuse_queue(self, model: Model, error: ForgeLLMError) -> None:
-        while model.queue:
-            request_id = model.queue.popleft()
+        for request_id in model.queue.clear():
             del self.asked[request_id]
             self._out.deliver(request_id, error)

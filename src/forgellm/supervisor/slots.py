@@ -1,12 +1,12 @@
 """The pool's own records: models, their worker slots, the requests. Plain mutable data, private to the pool."""
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request, Timeouts
 from forgellm.states import WILL_SERVE, WorkerState
+from forgellm.supervisor.fair_queue import FairQueue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class Model:
     ordered_at: float
     last_used: float
     slots: list[Slot] = field(default_factory=list)
-    queue: deque[str] = field(default_factory=deque)  # ids of requests, first in line first
+    queue: FairQueue = field(default_factory=FairQueue)  # ids of requests
     load_tickets: list[str] = field(default_factory=list)
     unload_tickets: list[str] = field(default_factory=list)
     next_order: LoadOrder | None = None  # to load once the present workers are gone
