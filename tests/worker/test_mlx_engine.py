@@ -141,7 +141,7 @@ def test_only_the_last_chunk_has_a_finish_reason_and_a_usage(engine: MLXEngine) 
     answers = run(engine, chat("r"))
     chunks = answers.chunks["r"]
     assert all(chunk[3:] == (None, None, None, None) for chunk in chunks[:-1])
-    *_, reason, usage = chunks[-1]
+    *_, reason, usage, _ = chunks[-1]
     assert usage is not None
     assert (reason, usage.completion_tokens, len(answers.tokens("r"))) == ("length", TOKENS, TOKENS)
     assert usage.prefill_s > 0
@@ -320,7 +320,7 @@ def test_an_abort_ends_a_request_at_once_with_its_usage(engine: MLXEngine) -> No
     engine.abort("a")
     engine.abort("never was there")
     step(engine, answers)
-    *_, reason, usage = answers.last("a")
+    *_, reason, usage, _ = answers.last("a")
     assert (reason, usage.completion_tokens if usage else None) == ("abort", 3)
     while engine.has_work():
         step(engine, answers)

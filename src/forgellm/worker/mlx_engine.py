@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 
-from forgellm.errors import ContextLengthExceeded, ForgeLLMError, InvalidRequest
+from forgellm.errors import ContextLengthExceeded, ForgeLLMError, InvalidRequest, Unsupported
 from forgellm.messages import (
     Chunk,
     EngineOptions,
@@ -28,6 +28,8 @@ from forgellm.messages import (
 from forgellm.worker import blas as blas_names
 from forgellm.worker import mlx_load, sampling
 from forgellm.worker.engine import Progress, StepResult
+from forgellm.worker.grammar import grammar
+from forgellm.worker.guide import Guides
 from forgellm.worker.prefix_cache import PrefixCache, has_window, new_cache
 from forgellm.worker.prompt import PromptBuilder
 from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, failed, guarded_processors, guarded_sampler
@@ -84,6 +86,7 @@ class MLXEngine:
         try:
             self._vocab_size = self._probe(source.name)
             self._texts = TokenText(loaded.tokenizer)
+            self._guides = Guides(self._texts, self._vocab_size, sorted(eos))
             self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size, self._context_length)
             self._cap_for(options.max_kv_size)
             if options.warm_up:
@@ -150,6 +153,9 @@ class MLXEngine:
         wanted, resume = request.sampling, list(request.resume)
         if request.request_id in self._where:
             raise InvalidRequest(f"request_id {request.request_id} is already running", field="request_id")
+        for name in ("inputs", "tools", "template_options"):
+            if getattr(request, name):
+                raise Unsupported(f"{name}: this engine does not know it; leave it out", field=name)
         prompt = self._prompts.tokens(request)
         room = self._context_length - len(prompt)
         if room < 1:
@@ -164,12 +170,19 @@ class MLXEngine:
                 f"logit_bias names token {bad}; this model knows 0 to {self._vocab_size - 1}", field="logit_bias"
             )
         cap = self._cap_for(request.max_kv_size)
-        tokens = prompt + resume
-        cache, cached = self._prefixes.take(tokens, cap)
         changes = sampling.processors(wanted, len(prompt))
-        stream = TextStream(self._texts.decoder(is_continuation=request.messages is None), wanted.stop)
+        keeps_space = request.messages is None
+        if request.constraint is not None:
+            keeps_space = True  # what is shown is what the grammar saw
+            guide = self._guides.start(grammar(request.constraint), "constraint")
+            for token in resume:
+                guide.take(token)
+            changes.append(guide)  # last: nothing may undo it
+        stream = TextStream(self._texts.decoder(is_continuation=keeps_space), wanted.stop)
         for token in resume:
             stream.push(token)  # the client has this text
+        tokens = prompt + resume
+        cache, cached = self._prefixes.take(tokens, cap)
         running = Running(
             request_id=request.request_id,
             stream=stream,
@@ -243,7 +256,7 @@ class MLXEngine:
         self._batches.clear()
         self._where.clear()
         self._last_words.clear()
-        for name in ("_model", "_prefixes", "_prompts", "_texts"):
+        for name in ("_model", "_prefixes", "_prompts", "_texts", "_guides"):
             self.__dict__.pop(name, None)
         gc.collect()
         mx.clear_cache()

@@ -37,6 +37,11 @@ class TokenText:
         self._kind, self.strips_first_space = _decoder_kind(tokenizer)
         self._bytes: dict[int, bytes] = {}
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether each token is known to be certain bytes, whatever comes before it."""
+        return self._kind != "other"
+
     def decoder(self, *, is_continuation: bool) -> "Decoder":
         """A decoder for one answer. `is_continuation`: it goes on a raw text, whose leading space must be kept."""
         if self._kind == "other":
@@ -49,6 +54,10 @@ class TokenText:
         if found is None:
             found = self._bytes[token] = b"" if token in self.hidden else self._look_up(token)
         return found
+
+    def tokens_of(self, text: str) -> list[int]:
+        """How the tokenizer writes a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def text_of(self, token: int) -> str:
         """One token for people, as in logprobs: special tokens by name, half a code point as U+FFFD."""

@@ -1,0 +1,111 @@
+"""What an answer must look like, as one grammar for llguidance: a constraint's schema, regex or Lark text.
+
+Compiles nothing and knows no tokens. What could keep a compiler busy for seconds, or overflow its stack, is refused.
+"""
+
+import json
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from forgellm.errors import InvalidRequest
+from forgellm.messages import Constraint
+
+MAX_BYTES = 64 << 10
+"""Of a schema, regex or grammar."""
+
+MAX_REFS = 256
+"""llguidance follows references on the stack: a chain of 1,000 in a schema overflows its 8 MiB (measured)."""
+
+MAX_RULES = 512
+"""The same in Lark: a chain of 3,000 rules overflows it (measured). Counted as colons: each rule has one."""
+
+MAX_MULTIPLE = 1000
+"""An automaton of that many states for each multipleOf: 100,003 takes a quarter of a second, 1,000,003 four."""
+
+MAX_MULTIPLES = 20_000
+"""All of them together."""
+
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+
+# One line, spaces where json.dumps puts them: with free white space, a model at a high temperature writes nothing else.
+# A schema must not ask llguidance to ignore its own keywords.
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+
+
+def grammar(constraint: Constraint) -> str:
+    """The grammar of an answer, in llguidance's JSON form. Raises InvalidRequest."""
+    return json.dumps({"grammars": [rule("answer", constraint)]})
+
+
+def rule(name: str, constraint: Constraint) -> dict[str, Any]:
+    """One named grammar of llguidance's list. Raises InvalidRequest."""
+    _bounded(constraint.text, "constraint")
+    match constraint.kind:
+        case "json_schema":
+            return schema_rule(name, _parsed(constraint.text), "constraint")
+        case "json_object":
+            return schema_rule(name, {"type": "object"}, "constraint")
+        case "regex":
+            return {"name": name, "lark_grammar": f"start: /{_slashed(constraint.text)}/"}
+        case "lark":
+            _check_size(constraint.text, "constraint")
+            if constraint.text.count(":") > MAX_RULES:
+                raise InvalidRequest(f"constraint: a grammar takes at most {MAX_RULES} colons", field="constraint")
+            return {"name": name, "lark_grammar": constraint.text}
+
+
+def schema_rule(name: str, schema: dict[str, Any], field: str) -> dict[str, Any]:
+    """One named grammar from a JSON schema. Raises InvalidRequest."""
+    text = json.dumps(schema, ensure_ascii=False)
+    _bounded(text, field)
+    _check_size(text, field)
+    return {"name": name, "json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"constraint: the schema is not JSON: {error}", field="constraint") from error
+    except RecursionError as error:
+        raise InvalidRequest("constraint: the schema is nested too deeply", field="constraint") from error
+    if not isinstance(schema, dict):
+        raise InvalidRequest("constraint: the schema must be a JSON object", field="constraint")
+    return schema
+
+
+def _bounded(text: str, field: str) -> None:
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_BYTES:
+        raise InvalidRequest(f"{field} has {size} bytes; at most {MAX_BYTES} are taken", field=field)
+
+
+def _check_size(text: str, field: str) -> None:
+    """Refuse what compiles for seconds or overflows the compiler's stack, in JSON or in Lark that holds JSON."""
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    if text.count('"$ref"') > MAX_REFS:
+        raise InvalidRequest(f"{field} has more than {MAX_REFS} $ref; write some of them out", field=field)
+    multiples = [_digits(found) for found in _MULTIPLE.findall(text)]
+    if max(multiples, default=0) > MAX_MULTIPLE or sum(multiples) > MAX_MULTIPLES:
+        raise InvalidRequest(
+            f"{field}: multipleOf takes at most {MAX_MULTIPLE} (without its decimal point), and all of them together "
+            f"{MAX_MULTIPLES}",
+            field=field,
+        )
+
+
+def _digits(number: str) -> int:
+    """A multipleOf without its decimal point, which is the number of states it takes: 2.5 is 25."""
+    try:
+        _, digits, exponent = Decimal(number).as_tuple()
+    except InvalidOperation:
+        return 0  # not a number: the compiler says so
+    value = int("".join(map(str, digits)) or "0")
+    return value * 10 ** min(int(exponent), 9) if isinstance(exponent, int) and exponent > 0 else value
+
+
+def _slashed(regex: str) -> str:
+    """A regex between the slashes of a Lark terminal."""
+    return regex.replace("/", r"\/").replace("\n", r"\n").replace("\r", r"\r")
