@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from forgellm.api.schemas import EmptyPrompt, GenerateBody, LoadBody, UnloadBody
-from forgellm.errors import InvalidRequest, Unsupported
+from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
+from forgellm.errors import EmptyPrompt, InvalidRequest, Unsupported
 from forgellm.messages import Sampling, Timeouts
 
 JSON = "application/json"

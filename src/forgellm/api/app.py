@@ -2,11 +2,14 @@
 
 from flask import Flask, Response, g
 
-from forgellm.api import admin, catalog, errors, model, security
+from forgellm.api import admin, catalog, errors, model, openai, security
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.pool import Pool
 from forgellm.config import Settings
+
+DIALECTS = (openai.DIALECT,)
+"""Every dialect besides `/api/model/*`; what is printed about routes and parameters comes from here."""
 
 
 def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flask:
@@ -19,8 +22,8 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     app.extensions[EXTENSION] = Context(pool, settings, gate or Gate(settings.max_streams))
     app.url_map.strict_slashes = False
     security.register(app, settings)
-    errors.register(app)
-    for each in (model.blueprint, catalog.blueprint, admin.blueprint):
+    errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
+    for each in (model.blueprint, catalog.blueprint, admin.blueprint, *(each.blueprint for each in DIALECTS)):
         app.register_blueprint(each)
     app.after_request(_name_request)
     return app

@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from flask import Flask, Response
+from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from forgellm.errors import ForgeLLMError
@@ -76,37 +78,72 @@ class ClientGone(ForgeLLMError):
     code = "client_gone"
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as a client may see it; a dialect draws it as JSON in its own envelope."""
+
+    status: int
+    code: str
+    message: str
+    field: str | None = None
+
+
+Envelope = Callable[[Problem], dict[str, Any]]
+
+_ENVELOPES = "forgellm.envelopes"
+
+
 def json_response(body: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, mimetype="application/json")
 
 
-def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
-    body: dict[str, Any] = {"success": False, "error": message, "code": code}
-    if field is not None:
-        body["field"] = field
+def error_body(problem: Problem) -> dict[str, Any]:
+    """The envelope of `/api/*`, and of every path that no dialect claims."""
+    body: dict[str, Any] = {"success": False, "error": problem.message, "code": problem.code}
+    if problem.field is not None:
+        body["field"] = problem.field
     return body
 
 
-def public_error(error: Exception) -> tuple[str, str]:
-    """(code, sentence) that a client may see; an error that nobody raised on purpose is logged and says nothing."""
+def problem_of(error: Exception) -> Problem:
+    """What a client may see of `error`; one that nobody raised on purpose is logged and says nothing."""
     if isinstance(error, ForgeLLMError):
-        return error.code, error.message
+        return Problem(STATUS_BY_CODE.get(error.code, 500), error.code, error.message, error.field)
     log.error("internal error", exc_info=error)
-    return "internal_error", "internal error; the server's log says more"
+    return Problem(500, "internal_error", "internal error; the server's log says more")
 
 
-def register(app: Flask) -> None:
-    """Make every error of `app` a JSON answer, unknown paths and wrong methods included."""
-    app.register_error_handler(ForgeLLMError, _known)
+def public_error(error: Exception) -> tuple[str, str]:
+    """(code, sentence) of `problem_of(error)`."""
+    problem = problem_of(error)
+    return problem.code, problem.message
+
+
+def drawn(app: Flask, path: str, problem: Problem) -> dict[str, Any]:
+    """The body of an error under `path`: the envelope of the dialect with the longest path above it."""
+    envelopes: Mapping[str, Envelope] = app.extensions.get(_ENVELOPES, {})
+    above = [each for each in envelopes if path == each or path.startswith(each + "/")]
+    return envelopes[max(above, key=len)](problem) if above else error_body(problem)
+
+
+def register(app: Flask, envelopes: Mapping[str, Envelope] | None = None) -> None:
+    """Make every error of `app` a JSON answer, unknown paths and wrong methods included.
+
+    `envelopes`: how errors look under a path, where they do not look as those of `/api/*` do."""
+    app.extensions[_ENVELOPES] = envelopes or {}
     app.register_error_handler(HTTPException, _http)
-    app.register_error_handler(Exception, _unknown)
+    app.register_error_handler(Exception, _other)
 
 
-def _known(error: ForgeLLMError) -> Response:
-    status = STATUS_BY_CODE.get(error.code, 500)
-    response = json_response(error_body(error.code, error.message, error.field), status)
-    if status in _RETRY_STATUSES:
-        seconds = _DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+def _respond(problem: Problem) -> Response:
+    return json_response(drawn(current_app, request.path, problem), problem.status)
+
+
+def _other(error: Exception) -> Response:
+    response = _respond(problem_of(error))
+    if response.status_code in _RETRY_STATUSES:
+        given = error.retry_after_s if isinstance(error, ForgeLLMError) else None
+        seconds = _DEFAULT_RETRY_AFTER_S if given is None else given
         response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
     return response
 
@@ -116,14 +153,8 @@ def _http(error: HTTPException) -> Response:
     if status < 400:  # a redirect, raised by the router
         return Response(status=status, headers=dict(error.get_headers()))
     fallback = "internal_error" if status >= 500 else "invalid_request"
-    message = error.description or error.name
-    response = json_response(error_body(_WORDS_BY_STATUS.get(status, fallback), message), status)
+    response = _respond(Problem(status, _WORDS_BY_STATUS.get(status, fallback), error.description or error.name))
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
     return response
-
-
-def _unknown(error: Exception) -> Response:
-    code, message = public_error(error)
-    return json_response(error_body(code, message), 500)

@@ -19,7 +19,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
-from forgellm.api.errors import error_body, json_response
+from forgellm.api.errors import Problem, drawn, json_response
 from forgellm.api.gate import Gate
 from forgellm.api.security import is_loopback
 from forgellm.config import Settings
@@ -130,7 +130,9 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
     def execute(self) -> None:
         error = self.request.error
         code = _WORDS.get(error.code, "internal_error" if error.code >= 500 else "invalid_request")
-        body = json_response(error_body(code, f"{error.reason}: {error.body}")).get_data()
+        problem = Problem(error.code, code, f"{error.reason}: {error.body}")
+        app, path = self.channel.server.flask_app, getattr(self.request, "path", "")  # no path: a bad request line
+        body = json_response(drawn(app, path, problem)).get_data()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()
@@ -169,6 +171,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
 
     def __init__(self, app: Flask, sock: socket.socket | None, dispatcher: Any, adjustments: Any) -> None:
         assert sock is not None  # noqa: S101 - for mypy: start() has bound it
+        self.flask_app = app  # waitress wraps what it calls `application`
         info = (sock.family, sock.type, sock.proto, sock.getsockname())
         super().__init__(app, {}, True, sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False, sockinfo=info)
 

@@ -1,17 +1,13 @@
-"""Request bodies: what each may hold, and the only validation. Turns bytes into checked values; calls nothing.
+"""Bodies of the `/api/model/*` routes: what each may hold. Calls nothing."""
 
-Bounds refuse what no model can honour; what only a loaded model knows (its context length) is checked in its worker.
-"""
-
-import json
-import re
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
+from forgellm.api.schemas.body import Body, Name
 from forgellm.errors import EmptyPrompt, InvalidRequest, Unsupported
 from forgellm.messages import (
     RepetitionPenalty,
@@ -29,43 +25,7 @@ from forgellm.messages import (
 )
 from forgellm.supervisor.orders import LoadOptions
 
-Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-
-
-class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON object. `null` means the default; a field that is not listed is refused."""
-
-    ALIASES: ClassVar[Mapping[str, str]] = {}
-
-    @classmethod
-    def decode(cls, raw: bytes, content_type: str | None, content_encoding: str | None = None) -> Self:
-        """The checked body. Raises InvalidRequest naming the field, or the byte where the JSON breaks."""
-        if content_encoding not in {None, "", "identity"}:
-            raise InvalidRequest(f"Content-Encoding {content_encoding} is not accepted; send the body uncompressed")
-        media_type = (content_type or "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            given = f"not {media_type}" if media_type else "which is missing"
-            raise InvalidRequest(f"the Content-Type must be application/json, {given}")
-        return _convert(cls, cls._named(_parse(raw)))
-
-    @classmethod
-    def _named(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """`values` by their proper names, without nulls."""
-        found: dict[str, Any] = {}
-        for given, value in values.items():
-            name = cls.ALIASES.get(given, given)
-            if name == "trust_remote_code":
-                raise InvalidRequest("code from a model folder is never run; a request cannot change that", field=name)
-            if name not in cls.__struct_fields__:
-                accepted = ", ".join(sorted((*cls.__struct_fields__, *cls.ALIASES)))
-                raise InvalidRequest(f"unknown field `{given}`; accepted: {accepted}", field=given)
-            if value is None:
-                continue
-            if name in found and found[name] != value:
-                raise InvalidRequest(f"`{given}` and another name of the same field differ; give one", field=given)
-            found[name] = value
-        return found
 
 
 class LoadBody(Body, frozen=True, kw_only=True):
@@ -127,7 +87,7 @@ class GenerateBody(Body, frozen=True, kw_only=True):
 
     prompt: str
     model: Name | None = None
-    history: list[Turn] = []
+    history: tuple[Turn, ...] = ()
     system_prompt: str | None = None
     max_tokens: Tokens = 100
     temperature: Temperature = 0.7
@@ -176,50 +136,3 @@ class GenerateBody(Body, frozen=True, kw_only=True):
                 seed=self.seed,
             ),
         )
-
-
-_B = TypeVar("_B", bound=Body)
-
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`; msgspec is strict about numbers, nesting and surrogates, and says where it broke."""
-    if raw.startswith(b"\xef\xbb\xbf"):
-        raise InvalidRequest("the body starts with a byte order mark (byte 0); send plain UTF-8")
-    try:
-        value = msgspec.json.decode(raw.decode("utf-8"))
-        json.loads(raw, object_pairs_hook=_without_duplicates)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from error
-    except RecursionError as error:
-        raise InvalidRequest("the body is nested too deeply") from error
-    except msgspec.DecodeError as error:
-        place = "" if "(byte" in str(error) or "`$" in str(error) else f" (byte {len(raw)})"
-        raise InvalidRequest(f"the body is not valid JSON: {error}{place}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"the body has `{twice}` twice", field=twice)
-    return values
-
-
-def _convert(cls: type[_B], values: dict[str, Any]) -> _B:
-    try:
-        return msgspec.convert(values, cls)
-    except msgspec.ValidationError as error:
-        match = _WHERE.match(str(error))
-        what, path = (match["what"], match["path"] or "") if match else (str(error), "")
-        missing = _MISSING.search(what)
-        if missing:
-            field = f"{path}.{missing['name']}" if path else missing["name"]
-            raise InvalidRequest(f"`{field}` is required", field=field) from error
-        raise InvalidRequest(f"`{path}`: {what[:1].lower()}{what[1:]}", field=path) from error

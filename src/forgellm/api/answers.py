@@ -1,0 +1,156 @@
+"""Carries the generations of one HTTP request to its client, whole or as a stream, for any dialect.
+
+Knows no bodies and no formats: a dialect turns pieces into bytes, and says how its errors and its pings look.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from flask import Response, g, request
+
+from forgellm.api.context import context
+from forgellm.api.errors import ClientGone, Problem, problem_of
+from forgellm.api.gate import Gate
+from forgellm.api.ndjson import POLL_S, WRITE_EVERY_S, IsGone
+from forgellm.api.pool import Pool
+from forgellm.errors import ShuttingDown
+from forgellm.messages import Request, Usage
+from forgellm.supervisor.generation import Generation, Token
+
+QUIET_S = 1.0  # a stream says something after so long without a token: proxies and clients see that it lives
+STATUS_WAIT_S = 10.0
+"""So long the status line waits for the first token, so that what goes wrong before it has a real status. Then the
+stream is opened, for a client or a proxy that waits a minute for the first byte."""
+
+Piece = tuple[int, Token | None]
+"""One token of the generation number `int`; None: it has ended, and its `finish_reason` and `usage` are set."""
+
+
+class Answers:
+    """The generations of one HTTP request. Holds one place in the gate until close(), which also aborts what runs."""
+
+    def __init__(self, pool: Pool, requests: Sequence[Request], gate: Gate, is_gone: IsGone) -> None:
+        """Submit all of them. Raises Unavailable or ShuttingDown if the gate lets nobody in, and what submit raises."""
+        self._gate = gate
+        self._is_gone = is_gone
+        self._closed = False
+        self.generations: list[Generation] = []
+        gate.enter()
+        try:
+            for each in requests:
+                self.generations.append(pool.submit(each))
+        except BaseException:  # whatever it was, it goes on up; the place and what was submitted are given back
+            self.close()
+            raise
+
+    def batches(self) -> Iterator[list[Piece]]:
+        """All pieces that queued up since the last batch, until every generation has ended; [] after a quiet second.
+
+        Raises what ended a generation early, ClientGone and ShuttingDown."""
+        running = dict(enumerate(self.generations))
+        last_word = time.monotonic()
+        while running:
+            pieces = self._take(running)
+            if self._is_gone():
+                raise ClientGone("the client closed its connection")
+            if self._gate.is_stopping and running:
+                raise ShuttingDown("the server is shutting down", retry_after_s=5)
+            now = time.monotonic()
+            if pieces or now - last_word >= QUIET_S:
+                last_word = now
+                yield pieces
+                if pieces and not any(generation.has_ended for generation in running.values()):
+                    time.sleep(WRITE_EVERY_S)
+
+    @staticmethod
+    def _take(running: dict[int, Generation]) -> list[Piece]:
+        """What has come, waiting a moment for something to come; takes those that ended out of `running`."""
+        pieces: list[Piece] = []
+        wait_s = POLL_S / len(running)
+        for index, generation in list(running.items()):
+            had_ended = generation.has_ended  # asked first: tokens may come with the end, after take() gave up
+            tokens = generation.take(0.0 if pieces else wait_s)
+            pieces += ((index, token) for token in tokens)
+            if had_ended and (generation.finish_reason is not None or not tokens):  # else: the next take() raises
+                pieces.append((index, None))
+                del running[index]
+        return pieces
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every piece, for an answer that is sent whole. Closes at the end, however it comes."""
+        try:
+            for batch in self.batches():
+                yield from batch
+        finally:
+            self.close()
+
+    @property
+    def usages(self) -> list[Usage]:
+        """What each generation that ended so far cost."""
+        return [generation.usage for generation in self.generations if generation.usage is not None]
+
+    def close(self) -> None:
+        """Abort what still runs, and leave the gate. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            for generation in self.generations:
+                generation.close()
+            self._gate.leave()
+
+
+def begin(requests: Sequence[Request]) -> Answers:
+    """Submit the requests of the HTTP request that is being served; the first one's id names them all."""
+    ctx = context()
+    g.request_id = requests[0].request_id
+    return Answers(ctx.pool, requests, ctx.gate, is_client_gone())
+
+
+def is_client_gone() -> IsGone:
+    """Asks waitress whether the connection is closed; under another server, and in tests, it never is."""
+    found: IsGone | None = request.environ.get("waitress.client_disconnected")
+    return found or (lambda: False)
+
+
+def stream(
+    answers: Answers,
+    frames: Iterator[bytes],
+    *,
+    mimetype: str,
+    failure: Callable[[Problem], bytes],
+    ping: bytes = b"",
+) -> Response:
+    """The response that sends `frames`: whole frames per write, b"" after a quiet second (`ping` is sent for it).
+
+    `failure` draws what goes wrong after the first byte, as the last frame. Raises what goes wrong before it.
+    """
+    try:
+        first = _first(frames)
+    except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
+        answers.close()
+        raise
+    response = Response(_writes(first, frames, failure, ping), mimetype=mimetype)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the frames back
+    response.call_on_close(answers.close)
+    return response
+
+
+def _first(frames: Iterator[bytes]) -> bytes:
+    """The first frame; b"" if there is none after STATUS_WAIT_S."""
+    deadline = time.monotonic() + STATUS_WAIT_S
+    for frame in frames:
+        if frame or time.monotonic() >= deadline:
+            return frame
+    return b""
+
+
+def _writes(first: bytes, frames: Iterator[bytes], failure: Callable[[Problem], bytes], ping: bytes) -> Iterator[bytes]:
+    try:
+        yield first or ping
+        for frame in frames:
+            if frame or ping:
+                yield frame or ping
+    except ClientGone:
+        return
+    except Exception as error:  # noqa: BLE001 - the headers are sent: this frame is the only way left to say it
+        yield failure(problem_of(error))

@@ -1,0 +1,32 @@
+"""The OpenAI dialect: its routes and what they are. Each view decodes, submits and encodes; it decides nothing."""
+
+from flask import Blueprint
+
+from forgellm.api.dialect import Dialect, Operation
+from forgellm.api.openai import chat, models, wire
+from forgellm.api.schemas import openai_answers as out
+from forgellm.api.schemas.openai_chat import ChatBody
+
+blueprint = Blueprint("openai", __name__, url_prefix="/v1")
+blueprint.get("/models")(models.models)
+blueprint.get("/models/<path:model>")(models.model)
+blueprint.post("/chat/completions")(chat.chat)
+
+DIALECT = Dialect(
+    name="openai",
+    blueprint=blueprint,
+    paths=("/v1",),
+    error_body=wire.error_body,
+    operations=(
+        Operation(method="get", path="/v1/models", says="What can be asked for.", answer=out.Models),
+        Operation(method="get", path="/v1/models/{model}", says="One model.", answer=out.Model, statuses=(404,)),
+        Operation(
+            method="post",
+            path="/v1/chat/completions",
+            says="Answer a conversation.",
+            body=ChatBody,
+            answer=out.ChatCompletion,
+            event=out.ChatChunk,
+        ),
+    ),
+)

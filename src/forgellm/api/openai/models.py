@@ -1,0 +1,45 @@
+"""GET /v1/models: what can be asked for, and what state it is in. Reads the pool's picture and the catalog."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flask import Response
+
+from forgellm.api.context import context
+from forgellm.api.errors import json_response
+from forgellm.api.schemas import openai_answers as out
+from forgellm.errors import ModelNotFound
+from forgellm.states import WorkerState
+
+
+def models() -> Response:
+    """All models: loaded ones first."""
+    return json_response(out.Models(data=list(_models())))
+
+
+def model(model: str) -> Response:
+    """One model. Its name may hold slashes."""
+    found = next((each for each in _models() if each.id == model), None)
+    if found is None:
+        raise ModelNotFound(f"no model is called {model!r}; GET /v1/models lists them", field="model")
+    return json_response(found)
+
+
+def _models() -> Iterator[out.Model]:
+    pool = context().pool
+    loaded = pool.status().models
+    for each in loaded:
+        length = each.info.context_length if each.info else each.context_length
+        yield out.Model(id=each.name, created=_created(each.path), state=each.state, context_length=length)
+    names = {each.name for each in loaded}
+    for entry in pool.catalog():
+        if entry.id not in names:
+            created = _created(entry.path)
+            yield out.Model(id=entry.id, created=created, state=WorkerState.STOPPED, context_length=None)
+
+
+def _created(path: str | None) -> int:
+    try:
+        return int(Path(path).stat().st_mtime) if path else 0
+    except OSError:
+        return 0

@@ -1,0 +1,141 @@
+"""What the OpenAI routes answer, as structs: they encode the answers, and describe them in /openapi.json. Data only."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """Everything an OpenAI route sends; a field that is UNSET is left out."""
+
+
+class TopLogprob(Answer):
+    """A token: its text, its bytes (a token may be half a character), and its natural log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was chosen, and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Answer):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CalledFunction(Answer):
+    """`arguments` is JSON; of a stream, a piece of it. `name` comes with the first piece."""
+
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolCall(Answer):
+    function: CalledFunction
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+    index: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatMessage(Answer):
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Delta(Answer):
+    role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChatChoice(Answer):
+    index: int
+    message: ChatMessage
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None = None
+
+
+class ChunkChoice(Answer):
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: ChatLogprobs | None = None
+
+
+class PromptDetails(Answer):
+    """`cached_tokens` of the prompt came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(Answer):
+    """Tokens. A prompt that has several choices counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class ChatCompletion(Answer):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class ChatChunk(Answer):
+    """One event. With `include_usage`, the last one has no choices and the counts; the others have null for them."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class Model(Answer):
+    """A model that can be asked for. `created`: unix time of its files, 0 if it has none. `state`: see the life of a
+    worker; `context_length` is known once it is loaded."""
+
+    id: str
+    created: int
+    state: str
+    context_length: int | None
+    object: Literal["model"] = "model"
+    owned_by: str = "forgellm"
+
+
+class Models(Answer):
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(Answer):
+    """`code` is one of the stable codes of docs/http-api.md; `param` names the field."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class Error(Answer):
+    error: ErrorDetail
