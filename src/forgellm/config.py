@@ -105,11 +105,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         msgspec.Meta(ge=0, description="Tokens of KV cache that a load must have room for, over all its requests."),
     ] = 4096
     recycle_after_requests: Annotated[
-        int, msgspec.Meta(ge=0, description="Restart an idle worker after so many requests; 0: never.")
+        int, msgspec.Meta(ge=0, description="Replace a worker after so many requests; its streams move. 0: never.")
     ] = 0
     recycle_growth_factor: Annotated[
         float,
-        msgspec.Meta(ge=0, description="Restart an idle worker that holds so many times its first size; 0: never."),
+        msgspec.Meta(ge=0, description="Replace a worker that holds so many times its first size; 0: never."),
     ] = 0.0
 
     max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256

@@ -23,8 +23,9 @@ def test_the_defaults_are_those_of_the_contract():
 
 
 def test_timeouts_reach_the_request():
-    request = generate('{"prompt": "hi", "timeout_s": 2.5, "queue_timeout_s": 0}').to_request("m", None)
-    assert request.timeouts == Timeouts(total_s=2.5, queue_s=0.0)
+    body = '{"prompt": "hi", "timeout_s": 2.5, "queue_timeout_s": 0, "first_token_timeout_s": 3, "token_timeout_s": 4}'
+    request = generate(body).to_request("m", None)
+    assert request.timeouts == Timeouts(total_s=2.5, queue_s=0.0, first_token_s=3.0, token_s=4.0)
     for bad in ("-1", "1e99", '"5"'):
         with pytest.raises(InvalidRequest) as caught:
             generate(f'{{"prompt": "hi", "timeout_s": {bad}}}')

@@ -178,6 +178,31 @@ def test_an_idle_worker_is_recycled_and_requests_wait_for_the_fresh_one(start_po
     assert worker(pool, "e").restarts == 0
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_busy_worker_is_recycled_and_its_streams_go_on(start_pool: StartPool, replicas: int) -> None:
+    """With one replica its successor is loaded first; the texts are whole, and at no time was nobody ready."""
+    pool = start_pool({"recycle_after_requests": 2}, e={"tokens_per_s": 60.0, "load_s": 0.3})
+    pool.load("e", replicas=replicas)
+    before = {worker.life for worker in found_workers(pool)}
+    texts = [" ".join(f"{stream}.{word}" for word in range(200)) for stream in range(4)]
+    generations = [pool.generate("e", text) for text in texts]
+    short = [pool.generate("e", "one two") for _ in range(2 * replicas)]
+    assert [generation.result().text for generation in short] == ["one two"] * 2 * replicas
+
+    def is_renewed() -> bool:
+        assert any(worker.state is WorkerState.READY for worker in found_workers(pool))
+        lives = {worker.life for worker in found_workers(pool)}
+        return lives.isdisjoint(before) and len(lives) == replicas
+
+    wait_until(is_renewed)
+    assert [generation.result().text for generation in generations] == texts
+    assert all(worker.restarts == 0 for worker in found_workers(pool))
+
+
+def found_workers(pool: Supervisor) -> tuple[WorkerStatus, ...]:
+    return pool.status().models[0].workers
+
+
 IN_A_CGROUP = """
 import os, pathlib, sys
 from forgellm import ModelConfig, Settings, Supervisor

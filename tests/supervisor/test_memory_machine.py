@@ -30,7 +30,7 @@ class MemoryMachine(PoolMachine):
     """Three of `a` fit, one of `b`, or one of each; a look at the sizes finds anything, above the hard limit too."""
 
     @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]), recycle=st.sampled_from([0, 0, 1, 3]))
-    def begin(self, spare: bool, budget: int, recycle: int = 0) -> None:
+    def begin(self, spare: bool, budget: int, recycle: int) -> None:
         knobs = {"max_queue": MAX_QUEUE, "queue_timeout_s": 300, "hang_timeout_s": 10, "progress_timeout_s": 10}
         memory = {"memory_budget_bytes": BUDGET, "recycle_after_requests": recycle}
         self.world = TightWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs, **memory)

@@ -214,9 +214,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     world: CheckedWorld
 
-    @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]))
-    def begin(self, spare: bool, budget: int) -> None:
+    @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]), recycle=st.sampled_from([0, 0, 1, 3]))
+    def begin(self, spare: bool, budget: int, recycle: int) -> None:
         knobs = {"max_queue": MAX_QUEUE, "queue_timeout_s": 300, "hang_timeout_s": 10, "progress_timeout_s": 10}
+        knobs["recycle_after_requests"] = recycle
         self.world = CheckedWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs)
         self.number = 0
 
@@ -371,6 +372,11 @@ class PoolMachine(RuleBasedStateMachine):
             assert worker.state is world.states.get(worker.name, WorkerState.STOPPED)
 
     @invariant()
+    def one_worker_of_a_model_is_replaced_at_a_time(self) -> None:
+        for model in self.world.pool._models.values():
+            assert sum(slot.is_recycled or slot.replaces is not None for slot in model.slots) <= 1
+
+    @invariant()
     def the_queue_is_bounded_and_holds_who_waits(self) -> None:
         world = self.world
         running = {request_id for worker in world.workers.values() for request_id in worker.running}
@@ -386,9 +392,8 @@ class PoolMachine(RuleBasedStateMachine):
         for model in self.world.pool._models.values():
             is_suspect = {i: asked[i].is_suspect for slot in model.slots for i in slot.requests}
             queued = [asked[request_id].is_suspect for request_id in model.queue]
-            limit = model.order.options.max_batch
-            free = [s for s in model.slots if s.is_open and len(s.requests) < limit]
-            places = sum(limit - len(slot.requests) for slot in free)
+            free = [s for s in model.slots if s.is_open and len(s.requests) < s.max_batch]
+            places = sum(slot.max_batch - len(slot.requests) for slot in free)
             if places > queued.count(True):
                 assert False not in queued, "a request waits beside a free place"
             if any(not any(is_suspect[i] for i in slot.requests) for slot in free):

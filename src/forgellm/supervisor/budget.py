@@ -133,7 +133,7 @@ class Budget:
         """What counts for a worker: its estimate, or what the system charges for it if that is more."""
         if slot.state not in _CLAIMS:
             return 0
-        need = self.need_of(order)
+        need = self.need_of(slot.order or order)
         is_loaded = slot.state in {_S.READY, _S.DRAINING, _S.STOPPING}
         return max(need.lasting_bytes if is_loaded else need.total_bytes, slot.footprint_bytes)
 

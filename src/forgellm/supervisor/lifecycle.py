@@ -60,6 +60,7 @@ class Lifecycle:
         """Fill a slot with a process: the spare if it fits, else a new one. Its Load waits in its queue."""
         self._engine = order.source.engine
         slot.begin_life()
+        slot.order, slot.max_batch = order, order.options.max_batch
         if self.spare and self.spare.engine == self._engine:
             spare, self.spare = self.spare, None
             slot.life, slot.pid, slot.is_imported = spare.life, spare.pid, spare.is_imported
@@ -90,9 +91,12 @@ class Lifecycle:
         self._give_up(slot, failure, now)
 
     def recycle(self, slot: Slot, now: float, reason: str) -> None:
-        """Have an idle worker replaced by a fresh one in the same place."""
+        """Have a worker replaced by a fresh one in the same place, once it has let go of its requests."""
         slot.is_recycled = True
-        self.stop(slot, now, reason)
+        if slot.requests:
+            self._move(slot, _S.DRAINING, now, reason, now + self._settings.drain_timeout_s)
+        else:
+            self.stop(slot, now, reason)
 
     def half_open(self, slot: Slot, order: LoadOrder, now: float) -> None:
         """A failed replica that used to serve gets one more try when it is wanted again, a while later."""

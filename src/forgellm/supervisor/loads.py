@@ -9,6 +9,7 @@ from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.effects import Loaded, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
+from forgellm.supervisor.renewal import Renewal
 from forgellm.supervisor.requests import Requests
 from forgellm.supervisor.slots import LoadOrder, Model
 from forgellm.supervisor.status import LoadPlan
@@ -21,7 +22,14 @@ class Loads:
     """All models by name, and every move between being loaded and not."""
 
     def __init__(
-        self, out: Outbox, life: Lifecycle, budget: Budget, requests: Requests, models: dict[str, Model]
+        self,
+        out: Outbox,
+        life: Lifecycle,
+        budget: Budget,
+        requests: Requests,
+        *,
+        renewal: Renewal,
+        models: dict[str, Model],
     ) -> None:
         self.current: str | None = None
         self.is_stopping = False
@@ -29,6 +37,7 @@ class Loads:
         self._life = life
         self._budget = budget
         self._requests = requests
+        self._renewal = renewal
         self._models = models
 
     def load(self, order: LoadOrder, ticket: str, now: float) -> None:
@@ -97,6 +106,7 @@ class Loads:
 
     def settle(self, model: Model, now: float) -> None:
         """After moves: answer those who wait for a load or an unload, hand out or refuse the queue."""
+        self._renewal.settle(model, now)
         model.slots = [slot for slot in model.slots if slot.state is not _S.STOPPED or model.is_unloading]
         if all(slot.state is _S.STOPPED for slot in model.slots):
             self._gone(model, now)
@@ -112,6 +122,7 @@ class Loads:
             failed = ModelFailed(f"{model.name} has failed: {model.slots[0].reason}", retry_after_s=RETRY_AFTER_S)
             self._requests.refuse_queue(model, failed)
         self._requests.dispatch(model, now)
+        self._renewal.look(model, now)
         self.ensure_spare(now)
 
     def _gone(self, model: Model, now: float) -> None:

@@ -27,6 +27,7 @@ from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.loads import Loads
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
+from forgellm.supervisor.renewal import Renewal
 from forgellm.supervisor.requests import Requests
 from forgellm.supervisor.slots import LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
@@ -49,7 +50,10 @@ class Pool:
         limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
         self._budget = Budget(settings, limit, self._models, self._life)
         self._requests = Requests(settings, self._out, self._life, self._models)
-        self._loads = Loads(self._out, self._life, self._budget, self._requests, self._models)
+        self._renewal = Renewal(self._life, self._budget, self._requests)
+        self._loads = Loads(
+            self._out, self._life, self._budget, self._requests, renewal=self._renewal, models=self._models
+        )
 
     # What users ask for ----------------------------------------------------------------------------------------------
 
@@ -122,8 +126,8 @@ class Pool:
             model = self._models[slot.model]
             model.info = event.info if isinstance(event, Ready) else model.info
             self._loads.settle(model, now)
-        if slot is not None and not slot.requests:
-            self._recycle(slot, now)
+        if slot is not None:
+            self._renewal.look(self._models[slot.model], now)
         return self._out.take()
 
     def exited(self, life: int, exit_code: int, words: str, now: float) -> list[Effect]:
@@ -144,7 +148,7 @@ class Pool:
         return self._out.take()
 
     def memory(self, footprints: Mapping[int, int], now: float) -> list[Effect]:
-        """What the system charges each life for, in bytes. Keeps the limits, and recycles idle workers."""
+        """What the system charges each life for, in bytes. Keeps the limits, and recycles workers."""
         self._life.measured(footprints)
         for slot in list(self._life.slots.values()):
             if self._budget.is_trim_due(slot, now):
@@ -153,7 +157,7 @@ class Pool:
             if slot.pressed_bytes and not self._budget.is_above_hard():
                 slot.pressed_bytes = 0
                 self._requests.dispatch(self._models[slot.model], now)
-            self._recycle(slot, now)
+            self._renewal.look(self._models[slot.model], now)
         match self._budget.offender(now):
             case (slot, "relieve"):
                 self._relieve(slot, now)
@@ -247,13 +251,6 @@ class Pool:
             ended = f"{self._budget.overrun(slot)}; this was its newest request"
             self._requests.end(asked, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S), now)
         self._out.do(Send(slot.life, TrimCache()))
-
-    def _recycle(self, slot: Slot, now: float) -> None:
-        """Planned: a worker that has served or grown enough, and is idle, is replaced by a fresh one."""
-        model = self._models[slot.model]
-        is_idle = not slot.requests and not model.queue and not any(other.is_recycled for other in model.slots)
-        if is_idle and not model.is_unloading and self._budget.is_due_for_recycling(slot):
-            self._life.recycle(slot, now, "recycled, as planned")
 
 
 def _shutting_down() -> ShuttingDown:

@@ -110,11 +110,10 @@ class Requests:
             self._send(model.queue.take_turn(), self._free(model), now)
 
     def _free(self, model: Model) -> list[Slot]:
-        limit = model.order.options.max_batch
-        return [slot for slot in model.slots if slot.is_open and len(slot.requests) < limit]
+        return [slot for slot in model.slots if slot.is_open and len(slot.requests) < slot.max_batch]
 
     def _places(self, model: Model) -> int:
-        return sum(model.order.options.max_batch - len(slot.requests) for slot in self._free(model))
+        return sum(slot.max_batch - len(slot.requests) for slot in self._free(model))
 
     def _send(self, request_id: str, free: list[Slot], now: float) -> None:
         asked, slot = self.asked[request_id], min(free, key=lambda slot: len(slot.requests))
@@ -140,6 +139,7 @@ class Requests:
                 self._out.deliver(request_id, RequestCrashesWorker(again))
             else:
                 asked.life, asked.queued_at, asked.is_moving = 0, now, False
+                model.moves += 1
                 model.queue.append_again(request_id)
                 self._deadlines.watch(asked)
         if model.is_unloading:
@@ -157,6 +157,7 @@ class Requests:
         asked.life, asked.queued_at, asked.is_moving = 0, now, False
         slot.requests.discard(asked.request.request_id)
         model = self._models[slot.model]
+        model.moves += 1
         model.queue.append_again(asked.request.request_id)
         self._deadlines.watch(asked)
         if slot.state is _S.DRAINING and not slot.requests:

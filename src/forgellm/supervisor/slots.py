@@ -38,6 +38,10 @@ class Slot:
     state: WorkerState = WorkerState.STOPPED
     reason: str = ""
     life: int = 0
+    order: LoadOrder | None = None  # what this life was started for; the model's may have changed since
+    max_batch: int = 0  # requests that it may run at once
+    replaces: "Slot | None" = None  # which goes when this one is ready
+    is_kept: bool = False  # its successor failed: not tried again in this life
     pid: int | None = None
     is_imported: bool = False
     progress: float = 0.0
@@ -72,12 +76,16 @@ class Slot:
         """Whether it may be given requests."""
         return self.state is WorkerState.READY and not self.is_killed and not self.pressed_bytes
 
+    def is_outdated(self, order: LoadOrder) -> bool:
+        """Whether it was started for other options than those of this order."""
+        return self.order is not None and self.order is not order and not self.order.same_model(order)
+
     def begin_life(self) -> None:
         """Forget what belonged to the process before."""
         self.pid, self.is_imported, self.said_bye, self.is_termed, self.is_killed = None, False, False, False, False
         self.progress, self.stage, self.failure = 0.0, "starting", None
         self.first_footprint_bytes = self.served = self.pressed_bytes = 0
-        self.is_recycled, self.death_words = False, ""
+        self.is_recycled, self.is_kept, self.death_words = False, False, ""
 
     def end_life(self) -> None:
         """Its process is gone, and with it all memory; how it failed, and whether it was killed, is kept."""
@@ -103,6 +111,7 @@ class Model:
     info: ModelInfo | None = None
     ended_at: float | None = None
     pace_s: float = 0.0  # between the ends of its requests, lately
+    moves: int = 0  # how often a request of it went on at another worker
 
     @property
     def name(self) -> str:

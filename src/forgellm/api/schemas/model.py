@@ -102,6 +102,8 @@ class GenerateBody(Body, frozen=True, kw_only=True):
     streaming: bool = False
     timeout_s: TimeoutSeconds | None = None
     queue_timeout_s: TimeoutSeconds | None = None
+    first_token_timeout_s: TimeoutSeconds | None = None
+    token_timeout_s: TimeoutSeconds | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -124,7 +126,12 @@ class GenerateBody(Body, frozen=True, kw_only=True):
             messages=tuple(turns),
             template=None if self.is_base_model is None else not self.is_base_model,
             max_kv_size=self.max_kv_size,
-            timeouts=Timeouts(queue_s=self.queue_timeout_s, total_s=self.timeout_s),
+            timeouts=Timeouts(
+                queue_s=self.queue_timeout_s,
+                first_token_s=self.first_token_timeout_s,
+                token_s=self.token_timeout_s,
+                total_s=self.timeout_s,
+            ),
             sampling=Sampling(
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
