@@ -135,6 +135,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     load_stall_timeout_s: Annotated[
         Seconds, _field("A worker whose load makes no progress for so long is killed; 0: never.")
     ] = 120.0
+    readiness_timeout_s: Annotated[
+        Seconds,
+        _field("A model whose requests make no progress for so long is not ready for /readyz; 0: never."),
+    ] = 30.0
     drain_timeout_s: Annotated[Seconds, _field("How long an unload lets running requests finish.")] = 30.0
     shutdown_grace_s: Annotated[Seconds, _field("How long a stopping daemon lets running requests finish.")] = 30.0
     unload_timeout_s: Annotated[Seconds, _field("From unload to SIGTERM.")] = 5.0

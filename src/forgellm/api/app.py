@@ -2,7 +2,7 @@
 
 from flask import Flask, Response, g
 
-from forgellm.api import admin, catalog, errors, model, openai, security
+from forgellm.api import admin, catalog, errors, metrics, model, openai, security
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.pool import Pool
@@ -23,7 +23,8 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     app.url_map.strict_slashes = False
     security.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
-    for each in (model.blueprint, catalog.blueprint, admin.blueprint, *(each.blueprint for each in DIALECTS)):
+    native = (model.blueprint, catalog.blueprint, admin.blueprint, metrics.blueprint)
+    for each in (*native, *(each.blueprint for each in DIALECTS)):
         app.register_blueprint(each)
     app.after_request(_name_request)
     return app

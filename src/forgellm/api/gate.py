@@ -22,6 +22,11 @@ class Gate:
         self._news = threading.Condition()
 
     @property
+    def inside(self) -> int:
+        """How many places are taken."""
+        return self._inside
+
+    @property
     def is_draining(self) -> bool:
         """Whether nobody is let in any more."""
         return self._draining

@@ -6,6 +6,7 @@ from typing import Protocol, Unpack
 from forgellm.catalog import CatalogEntry
 from forgellm.messages import Request
 from forgellm.supervisor import Generation, Loaded, PoolStatus, Unloaded
+from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
 
@@ -29,5 +30,7 @@ class Pool(Protocol):
     def submit(self, request: Request) -> Generation: ...
 
     def status(self) -> PoolStatus: ...
+
+    def counts(self, *, timeout_s: float = 5.0) -> Counts: ...
 
     def catalog(self) -> Sequence[CatalogEntry]: ...

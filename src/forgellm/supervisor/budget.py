@@ -96,6 +96,17 @@ class Budget:
         self._models = models
         self._life = life
 
+    @property
+    def limit_bytes(self) -> int | None:
+        """What all workers together may hold; None: no limit."""
+        return None if math.isinf(self._budget) else int(self._budget)
+
+    def reserved_bytes(self) -> int:
+        """All that is spoken for, the spare's footprint included."""
+        spare = self._life.spare
+        claims = (self.claim_bytes(slot, model.order) for model in self._models.values() for slot in model.slots)
+        return sum(claims) + (spare.footprint_bytes if spare else 0)
+
     # Admission -------------------------------------------------------------------------------------------------------
 
     def plan(self, order: LoadOrder, now: float) -> LoadPlan:
@@ -113,7 +124,7 @@ class Budget:
         plan = LoadPlan(
             model=order.source.name,
             need=need,
-            budget_bytes=None if math.isinf(self._budget) else int(self._budget),
+            budget_bytes=self.limit_bytes,
             reserved_bytes=reserved,
             must_wait=not self._is_room(need, order),
         )

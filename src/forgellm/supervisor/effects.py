@@ -1,10 +1,12 @@
 """What the pool wants done: the only way in which its decisions reach the world. Data only."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Chunk, Command, EngineName, Prefill
 from forgellm.states import WorkerState
+from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.status import LoadPlan
 
 
@@ -50,7 +52,7 @@ class Unloaded:
     forced: bool
 
 
-News = Chunk | Prefill | Loaded | Unloaded | LoadPlan | ForgeLLMError
+News = Chunk | Prefill | Loaded | Unloaded | LoadPlan | Counts | ForgeLLMError
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +74,30 @@ class Announce:
     reason: str
 
 
-Effect = Spawn | Send | Signal | Deliver | Announce
+DeathCause = Literal["hang", "memory", "timeout", "load_error", "killed", "signal", "exit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker's process ended though nobody wanted it to; for logs and watchers.
+
+    Causes: "hang" (found by the clocks), "memory" (above the hard limit) and "timeout" (a start or a load that took too
+    long) were the supervisor's kills; "load_error": its model cannot be loaded; "killed": a SIGKILL from outside, or
+    the system's for want of memory; "signal": any other signal, most often a crash; "exit": it ended by itself."""
+
+    worker: str
+    life: int
+    cause: DeathCause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A model is unloaded though nobody asked for it: to make room for another ("memory"), or for its ttl ("idle")."""
+
+    model: str
+    cause: Literal["memory", "idle"]
+    reason: str
+
+
+Effect = Spawn | Send | Signal | Deliver | Announce | Died | Evicted

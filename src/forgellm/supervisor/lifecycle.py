@@ -123,7 +123,7 @@ class Lifecycle:
                 self._move(slot, _S.READY, now, slot.reason)
                 return True
             case LoadFailed(code, message):
-                slot.failure = from_wire(code, message)
+                slot.failure, slot.death_cause = from_wire(code, message), "load_error"
                 slot.deadline = now + self._settings.term_timeout_s  # it exits by itself; if not, it is killed
             case Memory(active, cache):
                 slot.mlx_active_bytes, slot.mlx_cache_bytes = active, cache
@@ -221,6 +221,7 @@ class Lifecycle:
                 slot.deadline = now + self._settings.term_timeout_s
                 self._out.do(Signal(slot.life, signal.SIGTERM))
             case _:
+                slot.death_cause = slot.death_cause or "timeout"
                 if slot.failure is None and (slot.pid is not None or slot.spawn_retried):
                     doing = "loading" if slot.state is _S.LOADING else "starting"
                     slot.failure = WorkerDied(f"the worker took too long at {doing} and was killed")
@@ -234,7 +235,7 @@ class Lifecycle:
 
     def end_for_memory(self, slot: Slot, why: str, now: float) -> None:
         """SIGKILL for a worker above the hard limit. One that still loads would only do so again: it has failed."""
-        slot.death_words = f"the worker was killed: {why}"
+        slot.death_words, slot.death_cause = f"the worker was killed: {why}", "memory"
         if slot.state in {_S.STARTING, _S.LOADING}:
             slot.failure = InsufficientMemory(slot.death_words)
         self.kill(slot, now)
@@ -273,7 +274,8 @@ class Lifecycle:
         """A worker that hangs: have it write its stacks to its log, then kill it. SIGCONT, for one that was stopped
         can write nothing."""
         if life in self.slots:
-            self.slots[life].death_words, self.slots[life].is_killed = verdict, True
+            slot = self.slots[life]
+            slot.death_words, slot.death_cause, slot.is_killed = verdict, "hang", True
         elif self.spare and self.spare.life == life:
             self.spare = None
             self._spare_failures += 1

@@ -3,10 +3,12 @@
 Knows orders, tickets and memory; must not look into requests beyond their queues, nor decide how a worker lives.
 """
 
+from typing import Literal
+
 from forgellm.errors import ForgeLLMError, InsufficientMemory, ModelFailed, ModelUnloading
 from forgellm.states import IS_LOADING, WorkerState
 from forgellm.supervisor.budget import Budget
-from forgellm.supervisor.effects import Loaded, Unloaded
+from forgellm.supervisor.effects import Evicted, Loaded, Unloaded
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.renewal import Renewal
@@ -47,7 +49,7 @@ class Loads:
             self._out.deliver(ticket, InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S))
             return
         name = self.current = order.source.name
-        self.evict(plan, now)
+        self._make_room(plan, now)
         model = self._models.get(name)
         if model is None:
             self._begin(order, [ticket], now)
@@ -143,9 +145,14 @@ class Loads:
 
     # Memory ----------------------------------------------------------------------------------------------------------
 
-    def evict(self, plan: LoadPlan, now: float) -> None:
+    def evict(self, model: Model, cause: Literal["memory", "idle"], reason: str, now: float) -> None:
+        """Unload a model that nobody asked to be unloaded."""
+        self._out.do(Evicted(model.name, cause, reason))
+        self.stop(model, now, reason, force=False)
+
+    def _make_room(self, plan: LoadPlan, now: float) -> None:
         for name in plan.would_evict:
-            self.stop(self._models[name], now, f"idle, and {plan.model} needs its memory", force=False)
+            self.evict(self._models[name], "memory", f"idle, and {plan.model} needs its memory", now)
 
     def admit(self, now: float) -> None:
         """Start what waits for memory, in order. Who still finds too little when all has come back is planned anew."""
@@ -158,7 +165,7 @@ class Loads:
                 return
             if waiting:
                 plan = self._budget.plan(model.order, now)
-                self.evict(plan, now)
+                self._make_room(plan, now)
                 for slot in waiting if not plan.fits else ():
                     self._life.refuse(slot, InsufficientMemory(plan.reason), now)
                 self.settle(model, now)

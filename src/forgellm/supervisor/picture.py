@@ -31,6 +31,8 @@ def picture(
         spare_pid=spare.pid if spare else None,
         spare_is_warm=bool(spare and spare.is_imported),
         is_stopping=is_stopping,
+        budget_bytes=budget.limit_bytes,
+        reserved_bytes=budget.reserved_bytes(),
     )
 
 

@@ -22,13 +22,14 @@ from forgellm.messages import Event, Prefill, Ready, Request, RequestFailed, Tri
 from forgellm.states import WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
-from forgellm.supervisor.effects import Effect, Send
+from forgellm.supervisor.effects import Died, Effect, Send
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.loads import Loads
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
 from forgellm.supervisor.renewal import Renewal
 from forgellm.supervisor.requests import Requests
+from forgellm.supervisor.restart import cause_of_exit
 from forgellm.supervisor.slots import LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 
@@ -139,6 +140,8 @@ class Pool:
                 words += self._budget.suspicion(slot)
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
+            else:
+                self._out.do(Died(slot.name, life, slot.death_cause or cause_of_exit(exit_code), words))
             is_explained = self._requests.replay(model, slot, exit_code, words, now)
             self._life.exited(slot, model.order, words, now, is_explained=is_explained)
             self._loads.settle(model, now)
@@ -182,7 +185,7 @@ class Pool:
                 if slot.deadline is not None and now >= slot.deadline:
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
-                self._loads.stop(model, now, f"idle for {model.order.ttl_s:g} s", force=False)
+                self._loads.evict(model, "idle", f"idle for {model.order.ttl_s:g} s", now)
         self._requests.expire(now)
         self._life.tick_spares(now)
         self._loads.ensure_spare(now)

@@ -1,6 +1,9 @@
-"""When a worker that died may start again. Pure arithmetic over the times of its deaths."""
+"""When a worker that died may start again, and what its exit code says. Pure arithmetic; must not look at slots."""
 
+import signal
 from dataclasses import dataclass
+
+from forgellm.supervisor.effects import DeathCause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +25,10 @@ class RestartPolicy:
         if len(deaths) >= self.budget:
             return None
         return 0.0 if len(deaths) <= 1 else min(self.max_s, self.initial_s * 2.0 ** (len(deaths) - 2))
+
+
+def cause_of_exit(exit_code: int) -> DeathCause:
+    """The cause of a death that the supervisor did not bring about."""
+    if exit_code == -signal.SIGKILL:
+        return "killed"
+    return "signal" if exit_code < 0 else "exit"

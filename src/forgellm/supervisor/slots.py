@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request, Timeouts
 from forgellm.states import WILL_SERVE, WorkerState
+from forgellm.supervisor.effects import DeathCause
 from forgellm.supervisor.fair_queue import FairQueue
 
 
@@ -66,6 +67,7 @@ class Slot:
     pressed_at: float = 0.0
     is_recycled: bool = False  # being stopped only to be started again
     death_words: str = ""  # why the supervisor kills it; instead of what its exit code says
+    death_cause: DeathCause | None = None  # the same in one word
 
     @property
     def name(self) -> str:
@@ -85,7 +87,8 @@ class Slot:
         self.pid, self.is_imported, self.said_bye, self.is_termed, self.is_killed = None, False, False, False, False
         self.progress, self.stage, self.failure = 0.0, "starting", None
         self.first_footprint_bytes = self.served = self.pressed_bytes = 0
-        self.is_recycled, self.is_kept, self.death_words = False, False, ""
+        self.is_recycled, self.is_kept = False, False
+        self.death_words, self.death_cause = "", None
 
     def end_life(self) -> None:
         """Its process is gone, and with it all memory; how it failed, and whether it was killed, is kept."""

@@ -59,13 +59,16 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
-    """Everything. `current` is the model last asked for by a load, the default of /api/model/*."""
+    """Everything. `current` is the model last asked for by a load, the default of /api/model/*. `reserved_bytes` is
+    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included."""
 
     current: str | None
     models: tuple[ModelStatus, ...]
     spare_pid: int | None
     spare_is_warm: bool
     is_stopping: bool
+    budget_bytes: int | None
+    reserved_bytes: int
 
     def model(self, name: str) -> ModelStatus | None:
         """The model of that name, or None if it is not loaded."""

@@ -22,6 +22,7 @@ from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupE
 from forgellm.messages import Event, Prefill, Request, Timeouts
 from forgellm.supervisor.asking import embedding_request, python_request
 from forgellm.supervisor.channel import self_test
+from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
 from forgellm.supervisor.embeddings import Embeddings
@@ -38,6 +39,7 @@ from forgellm.supervisor.orders import LoadOptions, load_order
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost
 from forgellm.supervisor.status import LoadPlan, PoolStatus
+from forgellm.supervisor.tally import Tally
 from forgellm.supervisor.tickets import Ticket, TicketScope
 
 log = logging.getLogger("forgellm.supervisor")
@@ -60,6 +62,7 @@ class Supervisor:
         self._sample_s = INTERVAL_S
         self._oom = OomWatch()
         self._status = self._pool.status()
+        self._tally = Tally()
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
         self._crew: Crew | None = None
@@ -165,6 +168,17 @@ class Supervisor:
         """An immutable picture of everything, as of the last change. Never blocks."""
         return self._status
 
+    def counts(self, *, timeout_s: float = 5.0) -> Counts:
+        """What happened since the start, in numbers. The supervisor's thread answers, so an answer shows that it lives.
+
+        Raises ShuttingDown if it has ended or does not answer in time."""
+        with self._ticket() as (ticket_id, ticket):
+            self._post(lambda now: [Deliver(ticket_id, self._tally.counts(now))])
+            outcome = ticket.wait(timeout_s)
+        if not isinstance(outcome, Counts):
+            raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
+        return outcome
+
     def catalog(self) -> list[catalog.CatalogEntry]:
         """What can be loaded by name."""
         return catalog.entries(self.settings)
@@ -178,7 +192,7 @@ class Supervisor:
             request = replace(request, sampling=sampling)
         generation = Generation(request.request_id, request.model, self.abort)
         self._readers[request.request_id] = weakref.ref(generation)
-        self._post(lambda now: self._pool.submit(request, now))
+        self._post(lambda now: self._submit(request, now))
         return generation
 
     def generate(
@@ -220,6 +234,10 @@ class Supervisor:
     def abort(self, request_id: str) -> None:
         """End a request early; unknown or ended ones are ignored."""
         self._post(lambda now: self._pool.abort(request_id, now))
+
+    def _submit(self, request: Request, now: float) -> list[Effect]:
+        self._tally.asked(request, now)
+        return self._pool.submit(request, now)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -284,6 +302,7 @@ class Supervisor:
         effects = list(effects)
         if not is_step or any(not isinstance(e, Deliver) or _is_last(e) for e in effects):
             self._status = self._pool.status()
+        self._tally.take(effects, time.monotonic())
         for effect in effects:
             match effect:
                 case Deliver(to, news):
