@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forgellm.config import ModelConfig, Settings
+    from forgellm.control import ModelManager
     from forgellm.supervisor import Completion, Embeddings, Generation, Supervisor, Token
 
-__all__ = ["Completion", "Embeddings", "Generation", "ModelConfig", "Settings", "Supervisor", "Token"]
+__all__ = ["Completion", "Embeddings", "Generation", "ModelConfig", "ModelManager", "Settings", "Supervisor", "Token"]
 
-_HOME = {"ModelConfig": "forgellm.config", "Settings": "forgellm.config"}
+_HOME = {"ModelConfig": "forgellm.config", "ModelManager": "forgellm.control", "Settings": "forgellm.config"}
 
 
 def __getattr__(name: str) -> Any:

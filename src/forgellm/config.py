@@ -75,6 +75,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str | None, _field("Converted models and the demo model; default the user's cache folder.")
     ] = None
     log_dir: Annotated[str | None, _field("One log file per worker life; default inside the cache folder.")] = None
+    state_dir: Annotated[
+        str | None, _field("Socket, key, lock and journal of one daemon, mode 0700; default inside the cache folder.")
+    ] = None
+    socket: Annotated[
+        str | None, _field("The control socket; default control.sock in state_dir. The rest lies beside it.")
+    ] = None
 
     layout: Annotated[
         Literal["auto", "f32", "native"],
@@ -161,6 +167,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def log_path(self) -> Path:
         return Path(self.log_dir).expanduser() if self.log_dir else self.cache_path / "logs"
 
+    @property
+    def socket_path(self) -> Path:
+        if self.socket:
+            return Path(self.socket).expanduser().absolute()
+        folder = Path(self.state_dir).expanduser() if self.state_dir else self.cache_path / "state"
+        return folder.absolute() / "control.sock"
+
 
 def load_settings(
     path: str | os.PathLike[str] | None = None,
@@ -181,6 +194,23 @@ def load_settings(
             merged[name] = _from_variable(variable, name, environ[variable])
     merged.update({k: v for k, v in (flags or {}).items() if v is not None})
     return _check(merged, "")
+
+
+def as_variables(settings: Settings) -> dict[str, str]:
+    """The FORGELLM_* variables that make load_settings() give these settings again: what differs from the defaults."""
+    defaults = Settings()
+    given = {name: getattr(settings, name) for name in Settings.__struct_fields__}
+    return {
+        f"{ENV_PREFIX}{name.upper()}": _as_text(value)
+        for name, value in given.items()
+        if value != getattr(defaults, name)
+    }
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return ",".join(value) if isinstance(value, list) else msgspec.json.encode(value).decode()
 
 
 def json_schema() -> dict[str, Any]:

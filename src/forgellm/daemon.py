@@ -19,6 +19,7 @@ from forgellm.errors import AddressInUse, ConfigError, ForgeLLMError
 if TYPE_CHECKING:
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
+    from forgellm.control.server import ControlServer
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Restore
 
@@ -77,6 +78,9 @@ def _serve(
     from forgellm.api.app import create_app
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
+    from forgellm.control.frames import RELEASE, Identity
+    from forgellm.control.server import ControlServer
+    from forgellm.control.unix import UnixAddress, UnixListener
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Journal, JournalKeeper
 
@@ -85,34 +89,51 @@ def _serve(
     supervisor = Supervisor(settings)
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
     server.bind()
-    journal = Journal(settings.cache_path / f"journal-{server.address[1]}.json")
+    address = UnixAddress(settings.socket_path)
+    listener = UnixListener(address)
+    control = ControlServer(supervisor, Identity(os.getpid(), server.url, RELEASE), [listener])
+    journal = Journal(address.journal_path)
     try:
+        listener.claim()
         supervisor.start()
         restore = journal.begin(time.time())
         keeper = JournalKeeper(journal, supervisor.status)
         _preload(supervisor, [] if restore.is_held_back else _configured(settings), preload)
         _restore(supervisor, restore)
+        listener.listen()
+        control.start()
         server.start()
-        log.info("serving on %s", server.url)
+        log.info("serving on %s and %s", server.url, address)
         if on_ready is not None:
             on_ready(server.url)
         signals.wait()
         log.info(
             "stopping: no new requests; running ones have %g s (another signal ends them)", settings.shutdown_grace_s
         )
-        gate.drain()
-        threading.Thread(target=_be_impatient, args=(signals, gate), name="signals", daemon=True).start()
-        gate.wait_empty(settings.shutdown_grace_s)
+        _drain(signals, gate, control, settings.shutdown_grace_s)
         keeper.close()
     finally:
         _stop(gate, supervisor, server)
+        control.stop()
+        listener.close()
 
 
-def _be_impatient(signals: "_StopSignals", gate: "Gate") -> None:
+def _drain(signals: "_StopSignals", gate: "Gate", control: "ControlServer", grace_s: float) -> None:
+    """Nobody is let in any more; those inside have `grace_s`, or until somebody is impatient."""
+    deadline = time.monotonic() + grace_s
+    gate.drain()
+    control.drain()
+    threading.Thread(target=_be_impatient, args=(signals, gate, control), name="signals", daemon=True).start()
+    gate.wait_empty(grace_s)
+    control.wait_empty(max(0.0, deadline - time.monotonic()))
+
+
+def _be_impatient(signals: "_StopSignals", gate: "Gate", control: "ControlServer") -> None:
     """A second signal ends running requests now; a third ends everything: the guardian buries the workers."""
     signals.wait()
     log.warning("stopping at once; a third signal ends the daemon as it is")
     gate.close()
+    control.hurry()
     signals.wait()
     os._exit(EXIT_FAILED)
 

@@ -27,7 +27,9 @@
     │   ├── InsufficientMemory
     │   ├── WorkerDied
     │   ├── EngineUnavailable        a worker cannot import its engine; says what is missing
-    │   └── ShuttingDown
+    │   ├── ShuttingDown
+    │   └── SupervisorUnavailable    no daemon answers, or the one that did is gone
+    │       └── VersionSkew          daemon and client speak different protocols
     ├── GenerationFailed             one request's own failure inside a healthy worker
     └── StartupError                 the supervisor or the daemon cannot run here
         ├── ChannelUnsafe            the start-up self-test of the worker channel failed
@@ -160,6 +162,14 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
 
 
+class SupervisorUnavailable(Unavailable):
+    code = "supervisor_unavailable"
+
+
+class VersionSkew(SupervisorUnavailable):
+    code = "version_skew"
+
+
 class GenerationFailed(ForgeLLMError):
     code = "generation_failed"
 
@@ -188,6 +198,6 @@ BY_CODE: dict[str, type[ForgeLLMError]] = {cls.code: cls for cls in _tree(ForgeL
 """Every class of this module by its code; how an error that travelled as data becomes one again."""
 
 
-def from_wire(code: str, message: str, field: str | None = None) -> ForgeLLMError:
-    """The error that `(code, message, field)` stood for; an unknown code becomes a plain ForgeLLMError."""
-    return BY_CODE.get(code, ForgeLLMError)(message, field=field)
+def from_wire(code: str, message: str, field: str | None = None, retry_after_s: float | None = None) -> ForgeLLMError:
+    """The error that these stood for; an unknown code becomes a plain ForgeLLMError."""
+    return BY_CODE.get(code, ForgeLLMError)(message, field=field, retry_after_s=retry_after_s)

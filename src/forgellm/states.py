@@ -44,6 +44,10 @@ IS_LOADING = frozenset({_S.WAITING, _S.STARTING, _S.LOADING, _S.BACKOFF})
 """States that a client sees as "is loading"."""
 
 
+IS_LOADED = frozenset({_S.READY, _S.DRAINING})
+"""States that a client sees as "loaded"."""
+
+
 class IllegalMove(Exception):
     """A bug in the pool: a move that LEGAL_MOVES does not hold. Never shown to a client."""
 

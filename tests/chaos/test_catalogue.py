@@ -23,6 +23,8 @@ BAD = "catalog/test_bad_models.py::test_a_broken_model_is_refused_by_name_in_und
 HTTP = "api/test_http_server.py::"
 API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
+UNIX = "control/test_unix.py::"
+SOCKET = "control/test_control_server.py::"
 DAEMON = "e2e/test_daemon_process.py::"
 NOT_YET = "not yet: "
 CONTROL = f"{NOT_YET}there is no control socket between processes yet"
@@ -264,9 +266,23 @@ ROWS: dict[int, Row] = {
         f"{NOT_YET}no other web process can use a pool before the control socket is there",
     ),
     72: ("the port is in use", f"{DAEMON}test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker"),
-    73: ("a second supervisor", CONTROL),
-    74: ("stale pid and socket files", CONTROL),
-    75: ("the socket's folder is unusable", CONTROL),
+    73: (
+        "a second supervisor",
+        f"{UNIX}test_chaos_073_a_second_daemon_is_told_who_is_the_first",
+        f"{DAEMON}test_chaos_073_a_second_daemon_ends_with_3_and_the_owner_of_the_first",
+    ),
+    74: (
+        "stale pid and socket files",
+        f"{UNIX}test_chaos_074_the_socket_of_a_daemon_that_died_is_taken_over",
+        f"{UNIX}test_chaos_074_a_file_that_is_no_socket_is_left_alone",
+    ),
+    75: (
+        "the socket's folder is unusable",
+        f"{UNIX}test_chaos_075_a_folder_that_cannot_be_trusted_is_refused_with_the_remedy",
+        f"{UNIX}test_chaos_075_a_path_that_the_system_cannot_take_is_refused_by_its_length",
+        f"{UNIX}test_chaos_075_a_folder_that_cannot_be_made_is_named",
+        f"{UNIX}test_chaos_075_a_read_only_folder_is_refused",
+    ),
     76: ("the disk is full", f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon"),
     77: ("a journal that cannot be read", f"{JOURNAL}test_chaos_077_an_unreadable_journal_is_moved_aside"),
     78: ("no descriptors left", f"{NOT_YET}a limit on descriptors is not set in any test"),
@@ -282,13 +298,29 @@ ROWS: dict[int, Row] = {
         "supervisor/test_clocks.py::test_chaos_081_after_the_machine_slept_the_clocks_start_anew",
     ),
     82: ("a starved machine", f"{HANGS}test_chaos_082_a_starved_worker_is_slow_and_not_hung"),
-    83: ("a silent peer on the control socket", CONTROL),
-    84: ("garbage on the control socket", CONTROL),
-    85: ("another user on the control socket", CONTROL),
-    86: ("a pickle on the control socket", CONTROL),
+    83: (
+        "a silent peer on the control socket",
+        f"{SOCKET}test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped_after_a_second",
+    ),
+    84: (
+        "garbage on the control socket",
+        f"{SOCKET}test_chaos_084_a_bad_peer_is_dropped_and_the_next_one_served",
+        f"{SOCKET}test_chaos_084_a_client_with_another_key_is_refused_and_so_is_a_daemon",
+    ),
+    85: (
+        "another user on the control socket",
+        f"{SOCKET}test_chaos_085_another_user_is_refused_though_the_folder_be_open",
+    ),
+    86: (
+        "a pickle on the control socket",
+        f"{SOCKET}test_chaos_086_a_pickle_is_a_bad_frame_and_does_not_run",
+    ),
     87: ("the supervisor restarts under a live web server", CONTROL),
     88: ("the web server starts first", CONTROL),
-    89: ("versions of the protocol that differ", CONTROL),
+    89: (
+        "versions of the protocol that differ",
+        f"{SOCKET}test_chaos_089_another_version_is_refused_with_both_named",
+    ),
     90: (
         "two dirty ends in a row",
         f"{JOURNAL}test_chaos_090_after_two_crashes_in_fifteen_minutes_nothing_is_loaded_and_it_says_why",

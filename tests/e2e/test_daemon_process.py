@@ -92,6 +92,20 @@ def test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(tmp_path):
     assert took_s < 5  # under a second on a machine that is not busy with tests
 
 
+@pytest.mark.chaos
+def test_chaos_073_a_second_daemon_ends_with_3_and_the_owner_of_the_first(tmp_path):
+    with daemon(tmp_path, ECHO) as first:
+        wait_loaded(first)
+        command = [sys.executable, "-m", "forgellm.daemon", "--port", "0", "--model", "echo"]
+        env = {**os.environ, "FORGELLM_CACHE_DIR": str(tmp_path)}
+        second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=env)
+        assert second.returncode == 3
+        assert f"process {first.process.pid} is the daemon" in second.stderr
+        assert "starting" not in second.stderr
+        answer = first.http.post("/api/model/generate", json={"prompt": "still here", "model": "e"})
+        assert answer.json()["text"] == "still here"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it_cleanly(tmp_path, number):
     with daemon(tmp_path, ECHO) as served:
@@ -189,6 +203,7 @@ def test_killing_the_daemon_leaves_nothing(tmp_path):
         ("port = 99999\n", (), "port"),
         ("", ("--host", "0.0.0.0"), "API keys"),  # noqa: S104
         ("", ("--model", "no-such-model"), "no-such-model"),
+        ('state_dir = "/"\n', (), "state_dir"),
     ],
 )
 def test_settings_that_cannot_be_used_end_it_with_2_and_one_line(tmp_path: Path, toml, flags, says):
@@ -211,7 +226,7 @@ def test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second
     body = {"model_name": "e", "wait": True, "replicas": 2, "system_prompt": "be brief"}
     with daemon(tmp_path, toml, "--port", str(port)) as served:
         assert served.http.post("/api/model/load", json=body).status_code == 200
-        wait_noted(tmp_path, port, ["e"])
+        wait_noted(tmp_path, ["e"])
         served.stop(signal.SIGKILL)
     with daemon(tmp_path, toml, "--port", str(port)) as served:
         wait_loaded(served)
@@ -223,7 +238,7 @@ def test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second
         assert served.http.get("/api/model/status").json()["models"] == []
         assert "died 2 times in 15 minutes, with e loaded" in (tmp_path / "daemon.log").read_text()
         assert served.http.post("/api/model/load", json=body).status_code == 200
-        wait_noted(tmp_path, port, ["e"])
+        wait_noted(tmp_path, ["e"])
         assert served.stop() == 0
     with daemon(tmp_path, toml, "--port", str(port)) as served:
         assert served.http.get("/api/model/status").json()["models"] == []
@@ -234,10 +249,10 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_noted(folder: Path, port: int, names: list[str]) -> None:
+def wait_noted(folder: Path, names: list[str]) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        noted = json.loads((folder / f"journal-{port}.json").read_text())
+        noted = json.loads((folder / "state" / "control.journal.json").read_text())
         if [model["model"] for model in noted["models"]] == names:
             return
     raise AssertionError(noted)

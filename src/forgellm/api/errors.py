@@ -52,6 +52,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "worker_died": 503,
     "engine_unavailable": 503,
     "shutting_down": 503,
+    "supervisor_unavailable": 503,
+    "version_skew": 503,
 }
 
 _WORDS_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}

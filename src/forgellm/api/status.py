@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from forgellm.states import IS_LOADING, WorkerState
+from forgellm.states import IS_LOADED, IS_LOADING, WorkerState
 from forgellm.supervisor.status import LoadPlan, ModelStatus, PoolStatus, WorkerStatus
 
 
@@ -38,7 +38,7 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
     """One model: `pid`, `life` and `stage` are those of its best worker, `memory` and `restarts` sums."""
     best = next((w for w in model.workers if w.state == model.state), None)
     picture: dict[str, Any] = {
-        "loaded": model.state in {WorkerState.READY, WorkerState.DRAINING},
+        "loaded": model.state in IS_LOADED,
         "is_loading": model.state in IS_LOADING,
         "model_name": model.name,
         "adapter_path": model.adapter_path,

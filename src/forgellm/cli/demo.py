@@ -39,8 +39,8 @@ class _Failed(Exception):
 def run_demo(model: str, *, as_json: bool) -> int:
     """Run it all; returns the exit code, 0 only if every step held."""
     show = _Steps(as_json)
-    with tempfile.TemporaryFile() as log:
-        daemon = _start_daemon(log)
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="forgellm-") as state_dir:
+        daemon = _start_daemon(log, state_dir)
         try:
             url = _ready_url(daemon)
             show.step("daemon", f"the daemon is process {daemon.pid}, at {url}", pid=daemon.pid, url=url)
@@ -130,9 +130,11 @@ def _respawned(client: Client, model: str, dead_life: int) -> Status:
     raise _Failed(f"no new worker within {RESPAWN_TIMEOUT_S:.0f} s: {status['state']}")
 
 
-def _start_daemon(log: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start_daemon(log: IO[bytes], state_dir: str) -> "subprocess.Popen[bytes]":
+    """A daemon of its own, beside whatever else runs."""
     command = [sys.executable, "-m", "forgellm.daemon", "--port", "0", "--json"]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
+    env = {**os.environ, "FORGELLM_STATE_DIR": state_dir}
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=env)
 
 
 def _ready_url(daemon: "subprocess.Popen[bytes]") -> str:

@@ -1,8 +1,9 @@
 """Turns a Python call that asks a model into a Request, and checks its parameters. Must not send it anywhere."""
 
+import secrets
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
@@ -48,6 +49,13 @@ def embedding_request(
         truncate=truncate,
         timeouts=timeouts or Timeouts(),
     )
+
+
+def seeded(request: Request) -> Request:
+    """The request with a seed. Chosen once, so that it says the same again wherever it is run again."""
+    if request.sampling.seed is not None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
 
 
 def checked_sampling(given: Mapping[str, Any]) -> Sampling:

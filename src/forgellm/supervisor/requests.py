@@ -38,7 +38,9 @@ class Requests:
         model.last_used = now
         model.queue.append(request.request_id, request.client)
         limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
-        asked = self.asked[request.request_id] = Asked(request, queued_at=now, asked_at=now, limits=limits)
+        asked = self.asked[request.request_id] = Asked(
+            request, queued_at=now, asked_at=now, limits=limits, tokens=list(request.resume)
+        )
         self._deadlines.watch(asked)
         self.dispatch(model, now)
 

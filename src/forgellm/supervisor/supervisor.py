@@ -7,12 +7,10 @@ answer. Must not import mlx, flask, or anything that does.
 import atexit
 import logging
 import queue
-import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -20,7 +18,7 @@ from forgellm import catalog
 from forgellm.config import Settings
 from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupError
 from forgellm.messages import Event, Prefill, Request, Timeouts
-from forgellm.supervisor.asking import embedding_request, python_request
+from forgellm.supervisor.asking import embedding_request, python_request, seeded
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
@@ -187,9 +185,7 @@ class Supervisor:
 
     def submit(self, request: Request) -> Generation:
         """Run a request. Raises nothing: every error arrives through the Generation."""
-        if request.sampling.seed is None:  # chosen once, here: the same text again wherever the request is run again
-            sampling = replace(request.sampling, seed=secrets.randbits(63))
-            request = replace(request, sampling=sampling)
+        request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
         self._readers[request.request_id] = weakref.ref(generation)
         self._post(lambda now: self._submit(request, now))
