@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from forgellm.api import params
+from forgellm.api.app import DIALECTS
 from forgellm.config import ModelConfig, Settings
 from forgellm.states import LEGAL_MOVES
 
@@ -38,6 +40,7 @@ GENERATED = {
         "model": lambda: settings_table(ModelConfig),
     },
     "lifecycle.md": {"moves": moves_table},
+    "parameters.md": {"parameters": lambda: params.markdown(DIALECTS)},
 }
 
 

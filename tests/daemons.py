@@ -35,12 +35,18 @@ class Daemon:
 
 
 @contextmanager
-def daemon(folder: Path, toml: str = "", *flags: str, start: list[str] | None = None) -> Iterator[Daemon]:
-    """Run `forgellm-supervisor` on a free port with the settings in `toml`; SIGKILL what is left of it at the end."""
+def daemon(
+    folder: Path, toml: str = "", *flags: str, start: list[str] | None = None, share_cache: bool = False
+) -> Iterator[Daemon]:
+    """Run `forgellm-supervisor` on a free port with the settings in `toml`; SIGKILL what is left of it at the end.
+
+    `share_cache`: the cache folder is the user's, where the demo model may be already, instead of `folder`."""
     config = folder / "forgellm.toml"
     config.write_text(toml, "utf-8")
     command = start or [sys.executable, "-m", "forgellm.daemon"]
-    env = {**os.environ, "FORGELLM_CACHE_DIR": str(folder)}
+    env = {**os.environ, "FORGELLM_LOG_DIR": str(folder / "logs")}
+    if not share_cache:
+        env["FORGELLM_CACHE_DIR"] = str(folder)
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--config", str(config), "--port", "0", "--json", *flags],

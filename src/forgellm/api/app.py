@@ -2,14 +2,14 @@
 
 from flask import Flask, Response, g
 
-from forgellm.api import admin, catalog, errors, metrics, model, openai, security
+from forgellm.api import admin, catalog, errors, metrics, native, openai, openapi, security
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.pool import Pool
 from forgellm.config import Settings
 
-DIALECTS = (openai.DIALECT,)
-"""Every dialect besides `/api/model/*`; what is printed about routes and parameters comes from here."""
+DIALECTS = (native.DIALECT, openai.DIALECT)
+"""Every family of routes; what is printed about routes and parameters comes from here."""
 
 
 def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flask:
@@ -23,9 +23,9 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     app.url_map.strict_slashes = False
     security.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
-    native = (model.blueprint, catalog.blueprint, admin.blueprint, metrics.blueprint)
-    for each in (*native, *(each.blueprint for each in DIALECTS)):
+    for each in (*(each.blueprint for each in DIALECTS), catalog.blueprint, admin.blueprint, metrics.blueprint):
         app.register_blueprint(each)
+    openapi.register(app, DIALECTS)
     app.after_request(_name_request)
     return app
 

@@ -31,7 +31,7 @@ class Operation:
     """One route. `path` is OpenAPI's form ("/v1/models/{model}"); `body` None: it takes none.
 
     `answer` is what a 200 holds as JSON; `event` the object of one event of its stream, `stream_type` its media type.
-    `statuses`: the errors it may answer with, besides those that every route may.
+    `statuses`: the errors it may answer with, besides those that every route may. `query`: its text parameters.
     """
 
     method: Literal["get", "post", "delete"]
@@ -39,19 +39,23 @@ class Operation:
     says: str
     body: type[Body] | None = None
     answer: type[msgspec.Struct] | None = None
-    event: type[msgspec.Struct] | Any = None
+    event: type[msgspec.Struct] | None = None
     stream_type: str = "text/event-stream"
     statuses: tuple[int, ...] = ()
+    query: tuple[str, ...] = ()
+    is_body_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """A family of routes for one kind of client. `paths`: errors below them look as `error_body` draws them."""
+    """A family of routes for one kind of client. `paths`: errors below them look as `error_body` draws them, which is
+    what the struct `error` describes."""
 
     name: str
     blueprint: Blueprint
     paths: tuple[str, ...]
     error_body: Callable[[Problem], dict[str, Any]]
+    error: type[msgspec.Struct]
     operations: tuple[Operation, ...]
 
 

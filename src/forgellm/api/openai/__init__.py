@@ -17,6 +17,7 @@ DIALECT = Dialect(
     blueprint=blueprint,
     paths=("/v1",),
     error_body=wire.error_body,
+    error=out.Error,
     operations=(
         Operation(method="get", path="/v1/models", says="What can be asked for.", answer=out.Models),
         Operation(method="get", path="/v1/models/{model}", says="One model.", answer=out.Model, statuses=(404,)),

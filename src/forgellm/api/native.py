@@ -1,0 +1,30 @@
+"""ForgeLLM's own routes, described like those of any dialect. Data only: model.py, catalog.py, admin.py serve them."""
+
+from forgellm.api import model
+from forgellm.api.dialect import Dialect, Operation
+from forgellm.api.errors import error_body
+from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
+from forgellm.api.schemas.native import Error
+
+_LISTS = ("models", "base_models", "cpt_models", "ift_models")
+
+DIALECT = Dialect(
+    name="forgellm",
+    blueprint=model.blueprint,
+    paths=("/api",),
+    error_body=error_body,
+    error=Error,
+    operations=(
+        Operation(method="post", path="/api/model/load", says="Load a model.", body=LoadBody),
+        Operation(method="post", path="/api/model/plan", says="What a load would need and evict.", body=LoadBody),
+        Operation(method="get", path="/api/model/status", says="What state everything is in.", query=("model",)),
+        Operation(method="get", path="/api/model/info", says="What a loaded model is.", query=("model",)),
+        Operation(
+            method="post", path="/api/model/unload", says="Unload a model.", body=UnloadBody, is_body_optional=True
+        ),
+        Operation(method="post", path="/api/model/generate", says="Answer a prompt.", body=GenerateBody),
+        *(Operation(method="get", path=f"/api/{name}", says="What could be loaded.") for name in _LISTS),
+        Operation(method="get", path="/api/checkpoints", says="Adapters that were trained.", query=("model_dir",)),
+        Operation(method="get", path="/api/health", says="Whether the server takes requests."),
+    ),
+)
