@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import platformdirs
 import pytest
 
 from leaks import children, held, leftovers
@@ -25,9 +26,12 @@ def _nothing_is_left_running() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _settings_come_from_the_test() -> Iterator[None]:
-    """FORGELLM_* variables of whoever runs the tests must not reach them."""
+def _settings_come_from_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """FORGELLM_* variables and API keys of whoever runs the tests must not reach them."""
+    nobodys = tmp_path_factory.mktemp("config")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FORGELLM_")]:
             patch.delenv(name)
+        patch.setattr(platformdirs, "user_config_dir", lambda *_: str(nobodys))
+        patch.setenv("XDG_CONFIG_HOME", str(nobodys))  # of child processes
         yield

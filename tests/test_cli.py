@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -57,9 +58,18 @@ def test_help_and_version_answer():
     assert "serve" in forgellm("--help").stdout
 
 
-@pytest.mark.parametrize("command", sorted(set(main.commands) - {"completion"}))
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command, those of groups included."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c != ("completion",)], ids=" ".join)
 def test_every_command_has_json(command):
-    assert "--json" in forgellm(command, "--help").stdout
+    assert "--json" in forgellm(*command, "--help").stdout
 
 
 @pytest.mark.parametrize("command", [("ps",), ("load", "e"), ("unload",), ("run", "e", "hi")])

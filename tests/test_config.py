@@ -25,6 +25,8 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
         "FORGELLM_SPARE": "false",
         "FORGELLM_DRAIN_TIMEOUT_S": "1.5",
         "FORGELLM_CORS_ORIGINS": "http://a, http://b",
+        "FORGELLM_ALLOWED_HOSTS": "box.lan",
+        "FORGELLM_API_KEY": "belongs to the command line too",
         "FORGELLM_MODELS": '{"tiny": {"source": "/tiny"}}',
         "FORGELLM_URL": "belongs to the command line",
         "UNRELATED": "x",
@@ -33,6 +35,7 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
     assert settings.spare is False
     assert settings.drain_timeout_s == 1.5
     assert settings.cors_origins == ["http://a", "http://b"]
+    assert settings.allowed_hosts == ["box.lan"]
     assert settings.models["tiny"].source == "/tiny"
 
 
@@ -75,4 +78,6 @@ def test_folders_follow_the_cache_folder() -> None:
     settings = Settings(cache_dir="~/x")
     assert settings.log_path == Path("~/x/logs").expanduser()
     assert Settings(log_dir="/logs").log_path == Path("/logs")
+    assert Settings(keys_file="~/k.json").keys_path == Path("~/k.json").expanduser()
+    assert Settings().keys_path.name == "keys.json"
     assert Settings().cache_path.name == "forgellm"

@@ -63,6 +63,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host: Annotated[str, _field("Address to listen on.")] = "127.0.0.1"
     port: Annotated[Port, _field("Port to listen on; 0 takes a free one.")] = 5001
     cors_origins: Annotated[list[str], _field("Origins of web pages that may call the API; `*` for any.")] = []
+    allowed_hosts: Annotated[
+        list[str], _field("Names besides its address and the loopback ones that clients may call it by; `*` for any.")
+    ] = []
+    keys_file: Annotated[str | None, _field("The API keys; default keys.json in the user's config folder.")] = None
     max_streams: Annotated[Positive, _field("Requests served at the same time over HTTP; more get 503.")] = 128
     max_request_bytes: Annotated[Positive, _field("Largest request body.")] = 16 << 20
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Log level.")] = "info"
@@ -164,6 +168,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         )
 
     @property
+    def keys_path(self) -> Path:
+        if self.keys_file:
+            return Path(self.keys_file).expanduser()
+        return Path(platformdirs.user_config_dir("forgellm", False)) / "keys.json"
+
+    @property
     def log_path(self) -> Path:
         return Path(self.log_dir).expanduser() if self.log_dir else self.cache_path / "logs"
 
@@ -232,7 +242,7 @@ def _from_variable(variable: str, name: str, text: str) -> Any:
     hint = {field.name: field.type for field in msgspec.structs.fields(Settings)}[name]
     value: Any = text
     try:
-        if name == "cors_origins":
+        if name in {"cors_origins", "allowed_hosts"}:
             value = [part.strip() for part in text.split(",") if part.strip()]
         elif name == "models":
             value = msgspec.json.decode(text)

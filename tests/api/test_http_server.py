@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from flask import Flask, Response, request
 
+from forgellm import keys
 from forgellm.api import http_server
 from forgellm.api.gate import Gate
 from forgellm.api.http_server import HttpServer
@@ -74,6 +75,17 @@ def test_an_address_in_use_is_told_with_its_owner():
 def test_only_this_machine_is_served(host):
     with pytest.raises(ConfigError, match="API keys"):
         HttpServer(echo_app(), Settings(host=host, port=0), Gate(1)).bind()
+
+
+def test_other_machines_are_served_once_there_is_a_key(tmp_path):
+    settings = Settings(host="0.0.0.0", port=0, keys_file=str(tmp_path / "keys.json"))  # noqa: S104
+    keys.create(settings.keys_path, name="laptop")
+    server = HttpServer(echo_app(), settings, Gate(1))
+    server.bind()
+    server.stop()
+    keys.revoke(settings.keys_path, "laptop")
+    with pytest.raises(ConfigError, match="keys create"):
+        HttpServer(echo_app(), settings, Gate(1)).bind()
 
 
 def test_localhost_is_reached_as_127_0_0_1():

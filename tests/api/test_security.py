@@ -10,10 +10,16 @@ from forgellm.config import Settings
 PAGE = "http://localhost:5002"
 
 
-def call(method: str, cors_origins: list[str] | None = None, host: str = "127.0.0.1", **headers: str) -> TestResponse:
-    """One request to an app that listens on `host`."""
+def call(
+    method: str,
+    cors_origins: list[str] | None = None,
+    host: str = "127.0.0.1",
+    names: tuple[str, ...] = (),
+    **headers: str,
+) -> TestResponse:
+    """One request to an app that listens on `host`, and may be called by `names` too."""
     app = Flask(__name__)
-    security.register(app, Settings(host=host, cors_origins=cors_origins or []))
+    security.register(app, Settings(host=host, cors_origins=cors_origins or [], allowed_hosts=list(names)))
     errors.register(app)
     app.add_url_rule("/", view_func=lambda: "secret", methods=["GET", "POST"])
     return app.test_client().open("/", method=method, headers=headers)
@@ -32,6 +38,23 @@ def test_a_name_that_was_rebound_to_this_machine_is_not(host):
     response = call("GET", Host=host)
     assert (response.status_code, response.get_json()["code"]) == (403, "forbidden_host")
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5:5001", "[fe80::1]:5001", "localhost", "box.lan:5001", "models.example"])
+def test_a_server_on_every_address_answers_to_addresses_and_to_the_names_it_was_given(host):
+    assert call("GET", host="0.0.0.0", names=("box.lan", "Models.Example"), Host=host).status_code == 200  # noqa: S104
+
+
+@pytest.mark.parametrize("host", ["evil.example", "192.168.1.5.evil.example", "sub.box.lan", "["])
+def test_it_answers_to_no_other_name(host):
+    response = call("GET", host="0.0.0.0", names=("box.lan",), Host=host)  # noqa: S104
+    assert (response.status_code, response.get_json()["code"]) == (403, "forbidden_host")
+    assert "allowed_hosts" in response.get_json()["error"]
+
+
+def test_a_proxy_on_this_machine_may_keep_its_name():
+    assert call("GET", names=("models.example",), Host="models.example").status_code == 200
+    assert call("GET", names=("*",), Host="anything.example").status_code == 200
 
 
 def test_no_other_origin_may_post_by_default():
@@ -65,6 +88,19 @@ def test_a_preflight_of_a_configured_origin_is_answered():
     response = call("OPTIONS", [PAGE], Host="localhost:5001", Origin=PAGE)
     assert "POST" in response.headers["Access-Control-Allow-Methods"]
     assert "Content-Type" in response.headers["Access-Control-Allow-Headers"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        ("x-api-key, anthropic-version", "x-api-key, anthropic-version"),
+        ("x\xff", "Content-Type, Accept, Authorization, X-Api-Key"),
+    ],
+)
+def test_a_preflight_gets_leave_for_the_headers_that_client_libraries_add(asked, allowed):
+    headers = {"Access-Control-Request-Headers": asked}
+    response = call("OPTIONS", [PAGE], Host="localhost", Origin=PAGE, **headers)
+    assert response.headers["Access-Control-Allow-Headers"] == allowed
 
 
 def test_a_preflight_of_another_origin_gets_no_leave():

@@ -2,9 +2,10 @@
 
 from flask import Flask, Response, g
 
-from forgellm.api import admin, catalog, errors, metrics, native, openai, openapi, security
+from forgellm.api import admin, auth, catalog, errors, metrics, native, openai, openapi, security
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
+from forgellm.api.guarded_pool import GuardedPool
 from forgellm.api.pool import Pool
 from forgellm.config import Settings
 
@@ -16,12 +17,14 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     """The WSGI application over `pool`, a Supervisor or anything with its verbs.
 
     `gate` bounds the requests that hold a thread; the server that runs the app closes it to stop.
+    Raises ConfigError for a keys file that cannot be used.
     """
     app = Flask("forgellm", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    app.extensions[EXTENSION] = Context(pool, settings, gate or Gate(settings.max_streams))
+    app.extensions[EXTENSION] = Context(GuardedPool(pool), settings, gate or Gate(settings.max_streams))
     app.url_map.strict_slashes = False
     security.register(app, settings)
+    auth.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
     for each in (*(each.blueprint for each in DIALECTS), catalog.blueprint, admin.blueprint, metrics.blueprint):
         app.register_blueprint(each)

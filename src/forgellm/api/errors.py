@@ -22,6 +22,10 @@ STATUS_BY_CODE: dict[str, int] = {
     "unsupported_parameter": 400,
     "model_not_loaded": 400,
     "payload_too_large": 413,
+    "key_in_url": 400,
+    "unauthorized": 401,
+    "forbidden_scope": 403,
+    "forbidden_model": 403,
     "forbidden_host": 403,
     "forbidden_origin": 403,
     "not_found": 404,
@@ -34,6 +38,8 @@ STATUS_BY_CODE: dict[str, int] = {
     "untrusted_code": 422,
     "request_crashes_worker": 422,
     "queue_full": 429,
+    "rate_limited": 429,
+    "too_many_at_once": 429,
     "client_gone": 499,  # nobody reads it; nginx's number, for the log
     "internal_error": 500,
     "generation_failed": 500,
@@ -72,6 +78,42 @@ class ForbiddenOrigin(ForgeLLMError):
     """A web page of an origin that is not in cors_origins tried to change something."""
 
     code = "forbidden_origin"
+
+
+class KeyInUrl(ForgeLLMError):
+    """An API key, or a parameter made for one, is in the URL."""
+
+    code = "key_in_url"
+
+
+class Unauthorized(ForgeLLMError):
+    """No API key, or one that is not known (any more)."""
+
+    code = "unauthorized"
+
+
+class ForbiddenScope(ForgeLLMError):
+    """The API key is not for this route."""
+
+    code = "forbidden_scope"
+
+
+class ForbiddenModel(ForgeLLMError):
+    """The API key has a list of models, and this one is not on it."""
+
+    code = "forbidden_model"
+
+
+class RateLimited(ForgeLLMError):
+    """More requests in a minute than the API key may send."""
+
+    code = "rate_limited"
+
+
+class TooManyAtOnce(ForgeLLMError):
+    """More requests at the same time than the API key may have answered."""
+
+    code = "too_many_at_once"
 
 
 class ClientGone(ForgeLLMError):

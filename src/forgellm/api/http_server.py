@@ -19,6 +19,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
+from forgellm.api.auth import require_keys
 from forgellm.api.errors import Problem, drawn, json_response
 from forgellm.api.gate import Gate
 from forgellm.api.security import is_loopback
@@ -62,12 +63,12 @@ class HttpServer:
     def bind(self) -> None:
         """Take the address; clients may connect, and are served from start() on.
 
-        Raises AddressInUse, or ConfigError for an address that is not this machine's own.
+        Raises AddressInUse, or ConfigError for an address that is not this machine's own, or that other machines reach
+        while there is no API key.
         """
         host, port = self._settings.host, self._settings.port
         if not is_loopback(host):
-            message = f"host {host}: only 127.0.0.1, ::1 and localhost are served, until the server can check API keys"
-            raise ConfigError(message, field="host")
+            require_keys(self._settings)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:

@@ -1,28 +1,39 @@
 """The command line's HTTP client of the daemon. Turns its errors into ForgeLLMErrors; prints nothing."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import click
 import httpx2
 import msgspec
 
 from forgellm.config import load_settings
-from forgellm.errors import ForgeLLMError, GenerationFailed, Unavailable, from_wire
+from forgellm.errors import ConfigError, ForgeLLMError, GenerationFailed, Unavailable, from_wire
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0  # of routes that do not wait for a model
 UNLOAD_TIMEOUT_S = 600.0
 
+KEY_FILE = "forgellm.api_key_file"
+"""Where the option --api-key-file of the running command is, in its click context."""
+
 
 class Client:
-    """A daemon at `url`; without one, where the settings of this user would put it."""
+    """A daemon at `url`; without one, where the settings of this user would put it.
+
+    It sends the API key that --api-key-file or FORGELLM_API_KEY gives. Raises ConfigError for one that is none.
+    """
 
     def __init__(self, url: str | None = None) -> None:
         self.url = (url or default_url()).rstrip("/")
         timeout = httpx2.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        key = api_key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +103,22 @@ def default_url() -> str:
     settings = load_settings()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
+
+
+def api_key() -> str | None:
+    """The key from --api-key-file or FORGELLM_API_KEY; None without either. Never from argv, which `ps` shows."""
+    ctx = click.get_current_context(silent=True)
+    path: str | None = ctx.meta.get(KEY_FILE) if ctx is not None else None
+    if path is None:
+        where, text = "FORGELLM_API_KEY", os.environ.get("FORGELLM_API_KEY", "").strip()
+    else:
+        try:
+            where, text = path, Path(path).expanduser().read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the API key in {path}: {error}") from error
+    if not text.isascii() or not text.isprintable() or " " in text or (path is not None and not text):
+        raise ConfigError(f"{where} must hold one API key, and nothing else")
+    return text or None
 
 
 def _without_none(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
+from forgellm.cli.keys import keys
 from forgellm.config import Settings, json_schema, load_settings
 from forgellm.errors import ForgeLLMError
 
@@ -42,7 +43,19 @@ def _fail(error: ForgeLLMError) -> NoReturn:
     raise click.exceptions.Exit(exit_code(error)) from error
 
 
+def _remember_key_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    ctx.meta["forgellm.api_key_file"] = path  # client.KEY_FILE; client.py brings the HTTP client along
+
+
 def _client_options(command: Command) -> Command:
+    command = click.option(
+        "--api-key-file",
+        type=click.Path(dir_okay=False),
+        envvar="FORGELLM_API_KEY_FILE",
+        expose_value=False,
+        callback=_remember_key_file,
+        help="File with the daemon's API key [the variable FORGELLM_API_KEY].",
+    )(command)
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")(command)
     return click.option("--url", envvar="FORGELLM_URL", help="The daemon's address [http://127.0.0.1:5001].")(command)
 
@@ -185,6 +198,9 @@ def models(url: str | None, as_json: bool, config: str | None) -> None:
         _print(found, "", as_json=True)
     else:
         show_models(found)
+
+
+main.add_command(keys)
 
 
 @main.command()

@@ -131,9 +131,9 @@ def _respawned(client: Client, model: str, dead_life: int) -> Status:
 
 
 def _start_daemon(log: IO[bytes], state_dir: str) -> "subprocess.Popen[bytes]":
-    """A daemon of its own, beside whatever else runs."""
+    """A daemon of its own, beside whatever else runs, that asks for no key."""
     command = [sys.executable, "-m", "forgellm.daemon", "--port", "0", "--json"]
-    env = {**os.environ, "FORGELLM_STATE_DIR": state_dir}
+    env = {**os.environ, "FORGELLM_STATE_DIR": state_dir, "FORGELLM_KEYS_FILE": f"{state_dir}/keys.json"}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=env)
 
 

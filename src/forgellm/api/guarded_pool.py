@@ -1,0 +1,61 @@
+"""The pool as the caller of this request may use it: the models of its key, and its name on what it asks.
+
+Every view of every dialect gets the pool through here, so that none can forget the question. Holds nothing of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Unpack
+
+from forgellm.api.auth import caller
+from forgellm.api.pool import Pool
+from forgellm.catalog import CatalogEntry
+from forgellm.messages import Request
+from forgellm.supervisor import Generation, Loaded, PoolStatus, Unloaded
+from forgellm.supervisor.counts import Counts
+from forgellm.supervisor.orders import LoadOptions
+from forgellm.supervisor.status import LoadPlan
+
+
+class GuardedPool:
+    """A Pool. What names a model that the caller may not use raises ForbiddenModel; lists leave those out."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def load(
+        self,
+        model: str | None = None,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Loaded:
+        caller().allow(model)
+        return self._pool.load(model, wait=wait, timeout_s=timeout_s, **options)
+
+    def plan(self, model: str | None = None, **options: Unpack[LoadOptions]) -> LoadPlan:
+        caller().allow(model)
+        return self._pool.plan(model, **options)
+
+    def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
+        caller().allow(model)
+        return self._pool.unload(model, force=force, timeout_s=timeout_s)
+
+    def submit(self, request: Request) -> Generation:
+        who = caller()
+        who.allow(request.model)
+        return self._pool.submit(replace(request, client=who.id))
+
+    def status(self) -> PoolStatus:
+        who, found = caller(), self._pool.status()
+        current = found.current if found.current is not None and who.may_use(found.current) else None
+        return replace(found, models=tuple(each for each in found.models if who.may_use(each.name)), current=current)
+
+    def counts(self, *, timeout_s: float = 5.0) -> Counts:
+        who, found = caller(), self._pool.counts(timeout_s=timeout_s)
+        return replace(found, models=tuple(each for each in found.models if who.may_use(each.model)))
+
+    def catalog(self) -> Sequence[CatalogEntry]:
+        who = caller()
+        return [entry for entry in self._pool.catalog() if who.may_use(entry.id)]
