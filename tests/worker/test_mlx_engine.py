@@ -212,19 +212,28 @@ def test_a_long_prompt_is_read_in_chunks_and_others_go_on_between(
 
 def test_the_pace_fits_chunks_into_their_time() -> None:
     pace = PrefillPace(0.5)
-    assert pace.tokens(1, is_alone=False) == MIN_CHUNK_TOKENS
+    assert pace.tokens(1, 5000, is_alone=False) == MIN_CHUNK_TOKENS
     pace.observe(16, 0.08)  # 200 tokens/s
-    assert pace.tokens(1, is_alone=False) == 100
-    assert pace.tokens(4, is_alone=False) == 25
-    assert pace.tokens(1, is_alone=True) == 200
+    assert pace.tokens(1, 5000, is_alone=False) == 100
+    assert pace.tokens(4, 5000, is_alone=False) == 25
+    assert pace.tokens(1, 5000, is_alone=True) == 200
     for _ in range(20):
         pace.observe(100, 1.0)
-        pace.tokens(1, is_alone=False)
-    assert pace.tokens(1, is_alone=False) == pytest.approx(50, abs=1)
+        pace.tokens(1, 5000, is_alone=False)
+    assert pace.tokens(1, 5000, is_alone=False) == pytest.approx(50, abs=1)
     pace.observe(2, 1.0)  # the last bit of a prompt says nothing about the pace
-    assert pace.tokens(1, is_alone=False) == pytest.approx(50, abs=1)
+    assert pace.tokens(1, 5000, is_alone=False) == pytest.approx(50, abs=1)
     pace.observe(10_000, 0.01)
-    assert pace.tokens(1, is_alone=False) == MAX_CHUNK_TOKENS
+    assert pace.tokens(1, 5000, is_alone=False) == MAX_CHUNK_TOKENS
+
+
+def test_a_chunk_runs_half_longer_where_that_spares_a_short_last_one() -> None:
+    pace = PrefillPace(0.5)
+    pace.tokens(1, 5000, is_alone=True)
+    pace.observe(100, 1.0)
+    assert pace.tokens(4, 36, is_alone=True) == 36
+    assert pace.tokens(4, 38, is_alone=True) == 25
+    assert pace.tokens(1, 60, is_alone=False) == 50, "streams that wait are not kept waiting longer"
 
 
 def test_a_known_prefix_is_not_read_again_and_changes_nothing(

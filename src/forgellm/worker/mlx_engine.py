@@ -192,6 +192,7 @@ class MLXEngine:
             top_logprobs=wanted.logprobs,
             raw_logprobs=deque() if changes and wanted.logprobs is not None else None,
             added=time.monotonic(),
+            unread_tokens=len(tokens) - cached,
         )
         batch = self._batches.get(cap)
         if batch is None:
@@ -276,6 +277,7 @@ class MLXEngine:
                 running.joined = started
             if response.end_of_prompt:
                 batch.prefilling.discard(response.uid)
+            running.unread_tokens = response.progress[1] - response.progress[0]
             done = min(running.cached_tokens + response.progress[0], running.prompt_tokens)
             news.append(Prefill(running.request_id, done, running.prompt_tokens))
         now = time.monotonic()
@@ -296,7 +298,8 @@ class MLXEngine:
             return generator.next()  # type: ignore[no-any-return]
         prompts = min(len(batch.prefilling), generator.prefill_batch_size)
         is_alone = batches == 1 and len(batch.prefilling) == len(batch.running)
-        generator.prefill_step_size = self._pace.tokens(prompts * batches, is_alone=is_alone)
+        unread = max(batch.running[uid].unread_tokens for uid in batch.prefilling)
+        generator.prefill_step_size = self._pace.tokens(prompts * batches, unread, is_alone=is_alone)
         with generator.stats() as stats:
             result = generator.next()
         self._pace.observe(stats.prompt_tokens, stats.prompt_time)

@@ -22,7 +22,8 @@ class PrefillPace:
     """How many prompt tokens fit into one chunk, by the tokens per second of the chunks so far; starts small.
 
     A chunk may take `chunk_s` while other streams wait for it, and twice that while none does: larger chunks are
-    faster (demo model, two cores: 172 tokens/s in chunks of 80, 221 in one of 376).
+    faster (demo model, two cores: 172 tokens/s in chunks of 80, 221 in one of 376). While none does, it may also take
+    half as much again, if that spares a short last chunk.
     """
 
     def __init__(self, chunk_s: float) -> None:
@@ -30,10 +31,13 @@ class PrefillPace:
         self._tokens_per_s: float | None = None
         self._asked = MIN_CHUNK_TOKENS
 
-    def tokens(self, prompts: int, *, is_alone: bool) -> int:
-        """Tokens of each of `prompts` to process in the next chunk, 16 to 2048 for all of them together."""
+    def tokens(self, prompts: int, unread: int, *, is_alone: bool) -> int:
+        """Tokens of each of `prompts` to process in the next chunk, 16 to 2048 for all of them together. The longest of
+        them has `unread` tokens left."""
         seconds = self._chunk_s * (2 if is_alone else 1)
         fitting = int((self._tokens_per_s or 0.0) * seconds)
+        if is_alone and fitting < unread * prompts <= 1.5 * fitting:
+            fitting = unread * prompts
         self._asked = min(max(fitting, MIN_CHUNK_TOKENS), MAX_CHUNK_TOKENS)
         return max(1, self._asked // prompts)
 
@@ -59,6 +63,7 @@ class Running:
     top_logprobs: int | None
     raw_logprobs: deque[mx.array] | None
     added: float
+    unread_tokens: int
     joined: float | None = None
     first_token: float | None = None
     last_token: float = 0.0
