@@ -80,6 +80,17 @@ def test_without_a_daemon_there_is_one_line_that_says_what_to_do(command, nobody
     assert result.stdout == ""
 
 
+@pytest.mark.e2e
+def test_a_drain_is_reported_and_resumed(served):
+    forgellm("load", "e", "--url", served.url)
+    drained = forgellm("drain", "e", "--timeout", "5", "--url", served.url)
+    assert "e is drained" in drained.stdout
+    assert "0 finished, 0 moved, 0 aborted, 0 left" in drained.stdout
+    assert "is being drained" in forgellm("run", "e", "hi", "--url", served.url).stderr
+    assert forgellm("drain", "--resume", "e", "--url", served.url).stdout == "e takes requests again\n"
+    assert forgellm("run", "e", "hi", "--url", served.url).stdout.strip() == "hi"
+
+
 def test_an_address_that_is_none_is_told_too():
     result = forgellm("ps", "--url", "http://")
     assert result.exit_code == 1

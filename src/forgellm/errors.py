@@ -23,6 +23,7 @@
     │   ├── RequestTimeout           no first token, no further token, or no end in time; says which
     │   ├── ModelLoading             not ready within the caller's deadline
     │   ├── ModelUnloading           draining or stopping
+    │   ├── Draining                 takes nothing new until it is resumed
     │   ├── ModelFailed              gave up; says why
     │   ├── InsufficientMemory
     │   ├── WorkerDied
@@ -140,6 +141,10 @@ class ModelLoading(Unavailable):
 
 class ModelUnloading(Unavailable):
     code = "model_unloading"
+
+
+class Draining(Unavailable):
+    code = "draining"
 
 
 class ModelFailed(Unavailable):

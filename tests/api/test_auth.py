@@ -33,6 +33,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "/api/model/load": {},
     "/api/model/plan": {},
     "/api/model/unload": {},
+    "/api/admin/drain": {},
 }
 
 
@@ -50,7 +51,7 @@ class FakePool:
         self.asked.append(model)
         raise ModelNotLoaded("asked")
 
-    plan = unload = load
+    plan = unload = drain = resume = load
 
     def status(self) -> PoolStatus:
         models = tuple(model_status(name) for name in MODELS)

@@ -1,5 +1,7 @@
 """When a pool counts as serving: progress, not a listening socket."""
 
+from dataclasses import replace
+
 import pytest
 
 from forgellm.api.readiness import Readiness, readiness
@@ -129,3 +131,9 @@ def test_requests_that_wait_for_a_load_are_no_stall() -> None:
 
 def test_a_pool_that_stops_is_not_ready() -> None:
     assert readiness(pool(model("m", S.READY), is_stopping=True), Counts(), 30).word == "not_ready"
+
+
+def test_what_is_drained_is_not_ready() -> None:
+    drained = replace(model("m", S.READY), is_drained=True)
+    assert readiness(pool(drained), Counts(), 30) == Readiness(is_ready=False, reasons=("m is drained",))
+    assert readiness(replace(pool(model("m", S.READY)), is_drained=True), Counts(), 30).reasons == ("it is drained",)

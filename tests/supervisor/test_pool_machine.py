@@ -270,6 +270,13 @@ class PoolMachine(RuleBasedStateMachine):
         """Also of one that has ended."""
         self.world.abort(list(self.world.requests)[-1 - pick % len(self.world.requests)])
 
+    @rule(name=st.sampled_from([*MODELS, None]), timeout_s=st.sampled_from([0.0, 5.0, 100.0]), pick=PICK)
+    def drain(self, name: str | None, timeout_s: float, pick: int) -> None:
+        if pick < 2:
+            self.world.drain(name, self.ticket(), timeout_s)
+        elif pick < 5:
+            self.world.resume(name)
+
     @rule(pick=PICK)
     def stop(self, pick: int) -> None:
         if pick == 11:

@@ -86,6 +86,12 @@ class World:
     def abort(self, request_id: str) -> list[Effect]:
         return self.do(self.pool.abort(request_id, self.now))
 
+    def drain(self, name: str | None = None, ticket: str = "drain", timeout_s: float = 30.0) -> list[Effect]:
+        return self.do(self.pool.drain(name, ticket, timeout_s, self.now))
+
+    def resume(self, name: str | None = None) -> list[Effect]:
+        return self.do(self.pool.resume(name, self.now))
+
     # what workers do
 
     def say(self, life: int, *events: Event) -> list[Effect]:

@@ -2,7 +2,7 @@
 
 from flask import Flask, Response, g
 
-from forgellm.api import admin, auth, catalog, errors, metrics, native, openai, openapi, security
+from forgellm.api import admin, auth, catalog, errors, metrics, native, openai, openapi, operations, security
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.guarded_pool import GuardedPool
@@ -26,7 +26,8 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     security.register(app, settings)
     auth.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
-    for each in (*(each.blueprint for each in DIALECTS), catalog.blueprint, admin.blueprint, metrics.blueprint):
+    own = (catalog.blueprint, admin.blueprint, operations.blueprint, metrics.blueprint)
+    for each in (*(each.blueprint for each in DIALECTS), *own):
         app.register_blueprint(each)
     openapi.register(app, DIALECTS)
     app.after_request(_name_request)

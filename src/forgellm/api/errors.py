@@ -53,6 +53,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "queue_timeout": 503,
     "model_loading": 503,
     "model_unloading": 503,
+    "draining": 503,
     "model_failed": 503,
     "insufficient_memory": 503,
     "worker_died": 503,

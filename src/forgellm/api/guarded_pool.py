@@ -11,7 +11,7 @@ from forgellm.api.auth import caller
 from forgellm.api.pool import Pool
 from forgellm.catalog import CatalogEntry
 from forgellm.messages import Request
-from forgellm.supervisor import Generation, Loaded, PoolStatus, Unloaded
+from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
@@ -41,6 +41,14 @@ class GuardedPool:
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
         caller().allow(model)
         return self._pool.unload(model, force=force, timeout_s=timeout_s)
+
+    def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained:
+        caller().allow(model)
+        return self._pool.drain(model, timeout_s=timeout_s)
+
+    def resume(self, model: str | None = None) -> None:
+        caller().allow(model)
+        self._pool.resume(model)
 
     def submit(self, request: Request) -> Generation:
         who = caller()

@@ -5,6 +5,7 @@ from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
 from forgellm.api.schemas.native import Error
+from forgellm.api.schemas.operations import DrainBody
 
 _LISTS = ("models", "base_models", "cpt_models", "ift_models")
 
@@ -25,6 +26,13 @@ DIALECT = Dialect(
         Operation(method="post", path="/api/model/generate", says="Answer a prompt.", body=GenerateBody),
         *(Operation(method="get", path=f"/api/{name}", says="What could be loaded.") for name in _LISTS),
         Operation(method="get", path="/api/checkpoints", says="Adapters that were trained.", query=("model_dir",)),
+        Operation(
+            method="post",
+            path="/api/admin/drain",
+            says="Finish what runs, take nothing new.",
+            body=DrainBody,
+            is_body_optional=True,
+        ),
         Operation(method="get", path="/api/health", says="Whether the server takes requests."),
     ),
 )

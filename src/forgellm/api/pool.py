@@ -5,7 +5,7 @@ from typing import Protocol, Unpack
 
 from forgellm.catalog import CatalogEntry
 from forgellm.messages import Request
-from forgellm.supervisor import Generation, Loaded, PoolStatus, Unloaded
+from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
@@ -26,6 +26,10 @@ class Pool(Protocol):
     def plan(self, model: str | None = None, **options: Unpack[LoadOptions]) -> LoadPlan: ...
 
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded: ...
+
+    def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained: ...
+
+    def resume(self, model: str | None = None) -> None: ...
 
     def submit(self, request: Request) -> Generation: ...
 

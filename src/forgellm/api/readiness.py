@@ -26,13 +26,15 @@ def readiness(status: PoolStatus, counts: Counts, limit_s: float) -> Readiness:
     its requests, if it has any, have seen progress within `limit_s` (0: whenever): a listening socket is not enough."""
     if status.is_stopping:
         return Readiness(is_ready=False, reasons=("it is shutting down",))
+    if status.is_drained:
+        return Readiness(is_ready=False, reasons=("it is drained",))
     found = [(_serves(model, counts, limit_s), _reason(model, counts, limit_s)) for model in status.models]
     is_ready = any(serves for serves, _ in found) or not found
     return Readiness(is_ready, tuple(reason for _, reason in found if reason))
 
 
 def _serves(model: ModelStatus, counts: Counts, limit_s: float) -> bool:
-    return model.state is WorkerState.READY and not _is_stalled(model, counts, limit_s)
+    return model.state is WorkerState.READY and not model.is_drained and not _is_stalled(model, counts, limit_s)
 
 
 def _reason(model: ModelStatus, counts: Counts, limit_s: float) -> str:
@@ -42,6 +44,8 @@ def _reason(model: ModelStatus, counts: Counts, limit_s: float) -> str:
         waited_s = known.waiting_s if known else 0.0
         asked = model.in_flight + model.queue_depth
         return f"{model.name}: {asked} requests, and no progress for {waited_s:.0f} s"
+    if model.is_drained:
+        return f"{model.name} is drained"
     if model.error is not None:
         return f"{model.name}: {model.error}"
     missing = [worker for worker in model.workers if worker.state is not WorkerState.READY]

@@ -30,6 +30,7 @@ def absent(name: str | None) -> dict[str, Any]:
         "memory": _memory(()),
         "queue_depth": 0,
         "in_flight": 0,
+        "draining": False,
         "workers": [],
     }
 
@@ -52,6 +53,7 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
         "memory": _memory(model.workers),
         "queue_depth": model.queue_depth,
         "in_flight": model.in_flight,
+        "draining": model.is_drained,
         "workers": [_worker(worker) for worker in model.workers],
     }
     if model.error is not None:
@@ -70,6 +72,7 @@ def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
         "models": [model_picture(each) for each in status.models],
         "spare": {"pid": status.spare_pid, "is_warm": status.spare_is_warm},
         "is_stopping": status.is_stopping,
+        "is_draining": status.is_drained,
     }
 
 

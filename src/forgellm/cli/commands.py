@@ -171,6 +171,24 @@ def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> No
 
 @main.command()
 @_client_options
+@click.argument("model", type=path_or_name, required=False)
+@click.option(
+    "--timeout", "timeout_s", type=float, help="Seconds for what runs; the rest is aborted [drain_timeout_s]."
+)
+@click.option("--resume", is_flag=True, help="Take requests again.")
+def drain(url: str | None, as_json: bool, **body: Any) -> None:
+    """Have MODEL (default: all) finish what it has and take nothing new, until --resume."""
+    from forgellm.cli.client import Client
+
+    with Client(url) as client:
+        answer = client.post("/api/admin/drain", body)
+    counts = ", ".join(f"{answer[name]} {name}" for name in ("finished", "moved", "aborted", "left") if name in answer)
+    took = f" ({counts}, in {answer['took_s']:.1f} s)" if counts else ""
+    _print(answer, answer["message"] + took, as_json=as_json)
+
+
+@main.command()
+@_client_options
 def ps(url: str | None, as_json: bool) -> None:
     """List the models of the daemon and their workers."""
     from forgellm.cli.client import Client

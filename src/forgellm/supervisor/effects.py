@@ -52,7 +52,20 @@ class Unloaded:
     forced: bool
 
 
-News = Chunk | Prefill | Loaded | Unloaded | LoadPlan | Counts | ForgeLLMError
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """A drain has ended. Of the requests that it found: how many finished, were aborted at its deadline, and are `left`
+    on a worker that does not let go of them. `moved`: how often one of them went on at another worker meanwhile."""
+
+    model: str | None
+    finished: int
+    moved: int
+    aborted: int
+    left: int
+    took_s: float
+
+
+News = Chunk | Prefill | Loaded | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError
 
 
 @dataclass(frozen=True, slots=True)

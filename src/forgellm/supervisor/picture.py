@@ -22,21 +22,28 @@ BEST_FIRST = (
 
 
 def picture(
-    current: str | None, models: Iterable[Model], spare: Spare | None, is_stopping: bool, budget: Budget
+    current: str | None,
+    models: Iterable[Model],
+    spare: Spare | None,
+    budget: Budget,
+    *,
+    is_stopping: bool,
+    is_drained: bool,
 ) -> PoolStatus:
     """Everything, as of now."""
     return PoolStatus(
         current=current,
-        models=tuple(_model(model, budget) for model in models),
+        models=tuple(_model(model, budget, is_pool_drained=is_drained) for model in models),
         spare_pid=spare.pid if spare else None,
         spare_is_warm=bool(spare and spare.is_imported),
         is_stopping=is_stopping,
         budget_bytes=budget.limit_bytes,
         reserved_bytes=budget.reserved_bytes(),
+        is_drained=is_drained,
     )
 
 
-def _model(model: Model, budget: Budget) -> ModelStatus:
+def _model(model: Model, budget: Budget, *, is_pool_drained: bool) -> ModelStatus:
     best = min(model.slots, key=lambda slot: BEST_FIRST.index(slot.state))
     failed = next((slot.failure for slot in model.slots if slot.state is _S.FAILED and slot.failure), None)
     return ModelStatus(
@@ -53,6 +60,7 @@ def _model(model: Model, budget: Budget) -> ModelStatus:
         system_prompt=model.order.system_prompt,
         ttl_s=model.order.ttl_s,
         pin=model.order.pin,
+        is_drained=is_pool_drained or model.is_drained,
         context_length=model.order.options.context_length,
         max_kv_size=model.order.options.max_kv_size,
         info=model.info,

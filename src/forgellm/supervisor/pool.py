@@ -22,6 +22,7 @@ from forgellm.messages import Event, Prefill, Ready, Request, RequestFailed, Tri
 from forgellm.states import WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
+from forgellm.supervisor.drains import Drains
 from forgellm.supervisor.effects import Died, Effect, Send
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.loads import Loads
@@ -51,6 +52,7 @@ class Pool:
         limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
         self._budget = Budget(settings, limit, self._models, self._life)
         self._requests = Requests(settings, self._out, self._life, self._models)
+        self._drains = Drains(self._out, self._requests, self._models)
         self._renewal = Renewal(self._life, self._budget, self._requests)
         self._loads = Loads(
             self._out, self._life, self._budget, self._requests, renewal=self._renewal, models=self._models
@@ -63,6 +65,8 @@ class Pool:
         model = self._models.get(request.model)
         if self._loads.is_stopping:
             self._out.deliver(request.request_id, _shutting_down())
+        elif drained := self._drains.refusal(request.model):
+            self._out.deliver(request.request_id, drained)
         elif model is None:
             missing = ModelNotLoaded(f"the model {request.model} is not loaded; load it first", field="model")
             self._out.deliver(request.request_id, missing)
@@ -96,6 +100,17 @@ class Pool:
 
         The ticket gets Unloaded when every process is gone."""
         self._loads.unload(name, ticket, now, force=force)
+        return self._out.take()
+
+    def drain(self, name: str | None, ticket: str, timeout_s: float, now: float) -> list[Effect]:
+        """Have a model (None: the whole pool) take nothing new, and finish what it has within `timeout_s`; the rest is
+        aborted. The ticket gets Drained."""
+        self._drains.begin(name, ticket, timeout_s, now)
+        return self._out.take()
+
+    def resume(self, name: str | None, now: float) -> list[Effect]:
+        """Undo drain()."""
+        self._drains.resume(name, now)
         return self._out.take()
 
     def stop(self, now: float) -> list[Effect]:
@@ -187,6 +202,7 @@ class Pool:
             if now >= _idle_deadline(model):
                 self._loads.evict(model, "idle", f"idle for {model.order.ttl_s:g} s", now)
         self._requests.expire(now)
+        self._drains.tick(now)
         self._life.tick_spares(now)
         self._loads.ensure_spare(now)
         return self._out.take()
@@ -198,6 +214,7 @@ class Pool:
     def _deadlines(self) -> Iterator[float]:
         yield self._life.spare_deadline()
         yield self._requests.next_deadline()
+        yield self._drains.deadline()
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
             yield _idle_deadline(model)
@@ -207,7 +224,12 @@ class Pool:
     def status(self) -> PoolStatus:
         """An immutable picture of everything."""
         return picture(
-            self._loads.current, self._models.values(), self._life.spare, self._loads.is_stopping, self._budget
+            self._loads.current,
+            self._models.values(),
+            self._life.spare,
+            self._budget,
+            is_stopping=self._loads.is_stopping,
+            is_drained=self._drains.is_pool_drained,
         )
 
     @property

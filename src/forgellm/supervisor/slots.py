@@ -110,6 +110,7 @@ class Model:
     next_order: LoadOrder | None = None  # to load once the present workers are gone
     next_tickets: list[str] = field(default_factory=list)
     is_unloading: bool = False
+    is_drained: bool = False  # takes no new requests until it is resumed
     freed_bytes: int = 0
     info: ModelInfo | None = None
     ended_at: float | None = None

@@ -51,6 +51,7 @@ class ModelStatus:
     system_prompt: str | None
     ttl_s: float | None
     pin: bool
+    is_drained: bool = False
     context_length: int | None  # as asked for; what it came to is in `info`
     max_kv_size: int | None
     info: ModelInfo | None
@@ -67,6 +68,7 @@ class PoolStatus:
     spare_pid: int | None
     spare_is_warm: bool
     is_stopping: bool
+    is_drained: bool = False
     budget_bytes: int | None
     reserved_bytes: int
 

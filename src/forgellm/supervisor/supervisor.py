@@ -22,7 +22,8 @@ from forgellm.supervisor.asking import embedding_request, python_request, seeded
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
-from forgellm.supervisor.effects import Announce, Deliver, Effect, Loaded, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.drains import GRACE_S
+from forgellm.supervisor.effects import Announce, Deliver, Drained, Effect, Loaded, Send, Signal, Spawn, Unloaded
 from forgellm.supervisor.embeddings import Embeddings
 from forgellm.supervisor.generation import Generation
 from forgellm.supervisor.memory import (
@@ -161,6 +162,22 @@ class Supervisor:
         if not isinstance(outcome, Unloaded):
             raise ModelUnloading(f"{model} is not unloaded after {timeout_s:g} s; it goes on", retry_after_s=2.0)
         return outcome
+
+    def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained:
+        """Have a model (None: all) take no new requests until resume(); waits until those it has have finished.
+
+        What is not finished after `timeout_s` (None: drain_timeout_s) is aborted. Raises ModelNotLoaded."""
+        limit_s = self.settings.drain_timeout_s if timeout_s is None else timeout_s
+        with self._ticket() as (ticket_id, ticket):
+            self._post(lambda now: self._pool.drain(model, ticket_id, limit_s, now))
+            outcome = ticket.wait(limit_s + GRACE_S + START_DEADLINE_S)
+        if not isinstance(outcome, Drained):
+            raise ShuttingDown("the supervisor does not answer")
+        return outcome
+
+    def resume(self, model: str | None = None) -> None:
+        """Undo drain(), for a model or (None) for all."""
+        self._post(lambda now: self._pool.resume(model, now))
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of the last change. Never blocks."""
