@@ -231,8 +231,8 @@ class Loading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a loaded model turned out to be; shown in status. `capabilities` are what it can be asked for: "embedding"
-    …"""
+    """What a loaded model turned out to be; shown in status. `capabilities` are what it can be asked for: "completion",
+    "chat", "tools", "reasoning", "structured", "embedding"."""
 
     context_length: int
     vocab_size: int

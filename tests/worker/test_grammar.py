@@ -10,7 +10,8 @@ from forgellm.worker.grammar import MAX_BYTES, MAX_MULTIPLE, MAX_REFS, MAX_RULES
 
 
 def built(kind: str, text: str = "") -> dict[str, object]:
-    (found,) = json.loads(grammar(Constraint(kind=kind, text=text)))["grammars"]  # type: ignore[arg-type]
+    constraint = Constraint(kind=kind, text=text)  # type: ignore[arg-type]
+    _, found = json.loads(grammar(constraint, None, "never", ("", "")))["grammars"]
     return dict(found)
 
 

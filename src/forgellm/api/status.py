@@ -56,6 +56,8 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
         "draining": model.is_drained,
         "workers": [_worker(worker) for worker in model.workers],
     }
+    if model.info is not None:
+        picture["capabilities"] = list(model.info.capabilities)
     if model.error is not None:
         picture |= {"error": model.error, "error_code": model.error_code}
     return picture

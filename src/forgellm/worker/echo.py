@@ -132,6 +132,7 @@ class EchoEngine:
             blas="none",
             device="echo",
             load_s=self._knobs.load_s,
+            capabilities=("completion", "chat", "embedding"),
         )
 
     def add(self, request: Request) -> None:

@@ -1,15 +1,19 @@
-"""What an answer must look like, as one grammar for llguidance: a constraint's schema, regex or Lark text.
+"""What an answer must look like, as one grammar for llguidance: reasoning, a constraint's text, calls of functions.
 
 Compiles nothing and knows no tokens. What could keep a compiler busy for seconds, or overflow its stack, is refused.
 """
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from forgellm.errors import InvalidRequest
-from forgellm.messages import Constraint
+from forgellm.messages import Constraint, Tools
+from forgellm.worker.answer import Thinking
+from forgellm.worker.tools import ToolFormat, name_of, parameters_of
 
 MAX_BYTES = 64 << 10
 """Of a schema, regex or grammar."""
@@ -34,9 +38,72 @@ _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 
 
-def grammar(constraint: Constraint) -> str:
-    """The grammar of an answer, in llguidance's JSON form. Raises InvalidRequest."""
-    return json.dumps({"grammars": [rule("answer", constraint)]})
+# In Lark: any text up to a mark is a lazy terminal, which ends with the first mark it meets.
+_COMMON = """%llguidance {}
+TEXT: /(.|\\n)*/
+LINES: /\\n{1,2}/
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Which calls an answer may hold, and how they are marked. `with_schemas` false: with any arguments."""
+
+    tools: Tools
+    form: ToolFormat
+    with_schemas: bool
+
+
+def grammar(constraint: Constraint | None, calls: Calls | None, thinking: Thinking, marks: tuple[str, str]) -> str:
+    """The grammar of an answer, in llguidance's JSON form. `marks`: around reasoning. Raises InvalidRequest.
+
+    Calls that must be made stand alone; else the answer is calls, or what the constraint says, or with no constraint
+    any text and calls."""
+    rules = [] if constraint is None else [rule("answer", constraint)]
+    lark = _COMMON
+    body = "@answer"
+    if calls is not None:
+        lark += _calls_in_lark(calls)
+        rules += _arguments(calls)
+        is_free = constraint is None and calls.tools.choice == "auto"
+        body = "free" if is_free else "calls" if calls.tools.choice != "auto" else "(@answer | calls)"
+    if thinking == "is":
+        body = f"thought {body}"
+    elif thinking == "may" and body != "free":
+        body = f"({json.dumps(marks[0])} thought)? {body}"
+    if thinking != "never":
+        lark += f"thought: thought_end LINES?\nthought_end[lazy]: TEXT {json.dumps(marks[1])}\n"
+    return json.dumps({"grammars": [{"name": "top", "lark_grammar": f"{lark}start: {body}\n"}, *rules]})
+
+
+def _calls_in_lark(calls: Calls) -> str:
+    """`calls`: one after the other, nothing else. `free`: calls with any text between them, and around."""
+    start, end = json.dumps(calls.form.start), json.dumps(calls.form.end) if calls.form.end else ""
+    is_one = calls.tools.choice == "named" or not calls.tools.parallel
+    names = [json.dumps(name_of(tool), ensure_ascii=False) for tool in _callable(calls.tools)]
+    heads = [json.dumps(f'{{"name": {name}, "arguments": ', ensure_ascii=False) for name in names]
+    functions = " | ".join(f'{head} @arguments_{place} "}}"' for place, head in enumerate(heads))
+    return f"""call: LINES? ({functions}) LINES? {end}
+calls: {start} call {"" if is_one else f"(LINES? {start} call)*"}
+begun[lazy]: TEXT {start}
+free: {"begun call | rest" if is_one else "(begun call)* rest"}
+rest: TEXT
+"""
+
+
+def _callable(tools: Tools) -> list[Mapping[str, Any]]:
+    return [tool for tool in tools.functions if tools.choice != "named" or name_of(tool) == tools.name]
+
+
+def _arguments(calls: Calls) -> list[dict[str, Any]]:
+    """What each function's arguments look like. What a schema says beyond what can be kept to is not an error: it is
+    written for the model to read, by people who never thought of a grammar."""
+    options = {**_JSON_OPTIONS, "lenient": True}
+    found = []
+    for place, tool in enumerate(_callable(calls.tools)):
+        schema = parameters_of(tool) if calls.with_schemas else {"type": "object"}
+        found.append(schema_rule(f"arguments_{place}", schema, "tools", options))
+    return found
 
 
 def rule(name: str, constraint: Constraint) -> dict[str, Any]:
@@ -56,12 +123,14 @@ def rule(name: str, constraint: Constraint) -> dict[str, Any]:
             return {"name": name, "lark_grammar": constraint.text}
 
 
-def schema_rule(name: str, schema: dict[str, Any], field: str) -> dict[str, Any]:
+def schema_rule(
+    name: str, schema: dict[str, Any], field: str, options: dict[str, Any] = _JSON_OPTIONS
+) -> dict[str, Any]:
     """One named grammar from a JSON schema. Raises InvalidRequest."""
     text = json.dumps(schema, ensure_ascii=False)
     _bounded(text, field)
     _check_size(text, field)
-    return {"name": name, "json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}
+    return {"name": name, "json_schema": {**schema, "x-guidance": options}}
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -27,13 +27,11 @@ from forgellm.messages import (
 )
 from forgellm.worker import blas as blas_names
 from forgellm.worker import mlx_load, sampling
+from forgellm.worker.answers import Answers
 from forgellm.worker.engine import Progress, StepResult
-from forgellm.worker.grammar import grammar
-from forgellm.worker.guide import Guides
 from forgellm.worker.prefix_cache import PrefixCache, has_window, new_cache
 from forgellm.worker.prompt import PromptBuilder
 from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, failed, guarded_processors, guarded_sampler
-from forgellm.worker.text import TextStream, TokenText
 from forgellm.worker.wired import clamp_wired_limit
 
 PROMPTS_TOGETHER = 8
@@ -85,8 +83,7 @@ class MLXEngine:
         self._eos = [[int(token)] for token in sorted(eos)]
         try:
             self._vocab_size = self._probe(source.name)
-            self._texts = TokenText(loaded.tokenizer)
-            self._guides = Guides(self._texts, self._vocab_size, sorted(eos))
+            self._answers = Answers(loaded.tokenizer, self._vocab_size)
             self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size, self._context_length)
             self._cap_for(options.max_kv_size)
             if options.warm_up:
@@ -106,6 +103,7 @@ class MLXEngine:
             blas=self._blas,
             device=mx.default_device().type.name,
             load_s=time.monotonic() - started,
+            capabilities=self._answers.capabilities,
         )
 
     def _probe(self, name: str) -> int:
@@ -153,9 +151,8 @@ class MLXEngine:
         wanted, resume = request.sampling, list(request.resume)
         if request.request_id in self._where:
             raise InvalidRequest(f"request_id {request.request_id} is already running", field="request_id")
-        for name in ("inputs", "tools", "template_options"):
-            if getattr(request, name):
-                raise Unsupported(f"{name}: this engine does not know it; leave it out", field=name)
+        if request.inputs is not None:
+            raise Unsupported("inputs: this model writes text; embeddings need an embedding model", field="inputs")
         prompt = self._prompts.tokens(request)
         room = self._context_length - len(prompt)
         if room < 1:
@@ -170,17 +167,10 @@ class MLXEngine:
                 f"logit_bias names token {bad}; this model knows 0 to {self._vocab_size - 1}", field="logit_bias"
             )
         cap = self._cap_for(request.max_kv_size)
+        stream, guide = self._answers.begin(request, prompt)
         changes = sampling.processors(wanted, len(prompt))
-        keeps_space = request.messages is None
-        if request.constraint is not None:
-            keeps_space = True  # what is shown is what the grammar saw
-            guide = self._guides.start(grammar(request.constraint), "constraint")
-            for token in resume:
-                guide.take(token)
+        if guide is not None:
             changes.append(guide)  # last: nothing may undo it
-        stream = TextStream(self._texts.decoder(is_continuation=keeps_space), wanted.stop)
-        for token in resume:
-            stream.push(token)  # the client has this text
         tokens = prompt + resume
         cache, cached = self._prefixes.take(tokens, cap)
         running = Running(
@@ -229,7 +219,8 @@ class MLXEngine:
         running = batch.running[uid]
         self._end(batch, uid, is_in_batch=True)
         usage = running.usage(time.monotonic())
-        self._last_words.append((request_id, running.stream.finish(), (), None, "abort", usage, None))
+        text = running.stream.finish()
+        self._last_words.append((request_id, text, (), None, "abort", usage, running.stream.take_parts()))
 
     def has_work(self) -> bool:
         return bool(self._where or self._last_words)
@@ -257,7 +248,7 @@ class MLXEngine:
         self._batches.clear()
         self._where.clear()
         self._last_words.clear()
-        for name in ("_model", "_prefixes", "_prompts", "_texts", "_guides"):
+        for name in ("_model", "_prefixes", "_prompts", "_answers"):
             self.__dict__.pop(name, None)
         gc.collect()
         mx.clear_cache()
@@ -319,18 +310,21 @@ class MLXEngine:
         else:
             if running.top_logprobs is not None:
                 row = response.logprobs if raw is None else raw
-                logprobs = (sampling.token_logprobs(row, token, running.top_logprobs, self._texts.text_of),)
+                logprobs = (sampling.token_logprobs(row, token, running.top_logprobs, self._answers.texts.text_of),)
             text = running.stream.push(token)
             if running.stream.is_stopped:
                 finish = "stop"
             elif finish is not None:
                 text += running.stream.finish()
+        parts = running.stream.take_parts()
         if finish is None:
-            return (running.request_id, text, (token,), logprobs, None, None, None)
+            return (running.request_id, text, (token,), logprobs, None, None, parts)
+        if finish == "stop" and running.stream.has_calls:
+            finish = "tool_calls"
         if response.prompt_cache is not None:
             self._prefixes.put(response.all_tokens, response.prompt_cache, batch.max_kv_size)
         self._end(batch, response.uid, is_in_batch=response.finish_reason is None)
-        return (running.request_id, text, (token,), logprobs, finish, running.usage(now), None)
+        return (running.request_id, text, (token,), logprobs, finish, running.usage(now), parts)
 
     def _end(self, batch: _Batch, uid: int, *, is_in_batch: bool) -> None:
         """Free the place of a request; what the model knows of it goes into the prefix cache."""

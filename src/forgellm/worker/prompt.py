@@ -4,12 +4,20 @@ Must not run a model, and lets no text of a message become a control token.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from forgellm.errors import ContextLengthExceeded, EmptyPrompt, InvalidRequest, TemplateError
+from forgellm.errors import ContextLengthExceeded, EmptyPrompt, InvalidRequest, TemplateError, Unsupported
 from forgellm.messages import Request
+from forgellm.worker import tools
+
+_OWN_VARIABLES = frozenset(
+    {"messages", "conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"}
+    | {"chat_template", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+    | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
+)
+"""What a template, or the call that renders it, gets from us: a request's template_options cannot set these."""
 
 
 class PromptBuilder:
@@ -24,6 +32,7 @@ class PromptBuilder:
         self._context_length = context_length
         self._max_bytes = context_length * longest_token
         self.has_template = bool(tokenizer.has_chat_template)
+        self._format = tools.format_of(tokenizer)
         added = (tokenizer.added_tokens_decoder or {}).values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         words = sorted((word for word in special if len(word) > 1), key=len, reverse=True)
@@ -31,6 +40,9 @@ class PromptBuilder:
 
     def tokens(self, request: Request) -> list[int]:
         """The prompt's token ids, at least one. Raises InvalidRequest or TemplateError."""
+        if request.tools is not None:
+            tools.check(request.tools)
+        self._check_template_fields(request)
         if request.messages is not None:
             tokens = self._from_messages(request)
         elif isinstance(request.prompt, tuple):
@@ -53,22 +65,70 @@ class PromptBuilder:
         messages = request.messages or ()
         if not messages:
             raise InvalidRequest("messages is empty: give at least one message", field="messages")
-        for message in messages:
-            _checked(_content(message), "messages")
+        functions = request.tools.functions if request.tools is not None else ()
+        for text in (*_texts(messages), *_texts(functions)):
+            _checked(text, "messages")
         if request.template and not self.has_template:
             raise InvalidRequest(
                 "template: this model has no chat template; leave it out, or treat it as a base model", field="template"
             )
-        separator = self._separator(messages)
+        if self._format.is_native and request.template is not False:
+            messages = tools.native_messages(messages)
+        else:
+            messages, functions = tools.plain_messages(messages, request.tools), ()
+        separator = self._separator((*messages, *functions))
         if self.has_template and request.template is not False:
-            return self._encode_split(self._render(messages, separator), separator, False)
+            rendered = self._rendered(messages, functions, request.template_options, separator)
+            return self._encode_split(rendered, separator, False)
         plain = "\n".join(self._guard(_content(message), separator) for message in messages)
         return self._encode_split(plain, separator, True) if plain.replace(separator, "") else []
 
-    def _render(self, messages: tuple[Mapping[str, Any], ...], separator: str) -> str:
-        guarded = [self._guarded(message, separator) for message in messages]
+    def _check_template_fields(self, request: Request) -> None:
+        """What only a chat template can honour is refused where there is none, or where it has no such variable."""
+        if request.messages is None or request.template is False or not self.has_template:
+            if request.tools is not None and (request.messages is None or not self.has_template):
+                raise Unsupported("tools: they need messages, and a model with a chat template", field="tools")
+            if request.template_options:
+                raise Unsupported(
+                    "template_options: they need messages, and a model with a chat template", field="template_options"
+                )
+        template = self._tokenizer.chat_template if request.template_options else None
+        for name in request.template_options:
+            is_known = not isinstance(template, str) or re.search(rf"\b{re.escape(name)}\b", template)
+            if name in _OWN_VARIABLES or not name.isidentifier() or not is_known:
+                raise Unsupported(
+                    f"template_options: this model's chat template has no variable {name!r} to set; leave it out",
+                    field="template_options",
+                )
+
+    def _rendered(
+        self,
+        messages: tuple[Mapping[str, Any], ...],
+        functions: tuple[Mapping[str, Any], ...],
+        options: Mapping[str, Any],
+        separator: str,
+    ) -> str:
+        guarded: dict[str, Any] = {"conversation": [self._guarded(message, separator) for message in messages]}
+        if functions:
+            guarded["tools"] = [self._guarded(function, separator) for function in functions]
         try:
-            return str(self._tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True))
+            return self._render(guarded, options)
+        except TemplateError as error:
+            if options:
+                try:
+                    self._render(guarded, {})
+                except TemplateError:
+                    raise error from None
+                error.field = "template_options"
+            raise
+
+    def _render(self, guarded: dict[str, Any], options: Mapping[str, Any]) -> str:
+        settings = {**options, "tokenize": False, "add_generation_prompt": True}
+        conversation = guarded["conversation"]
+        try:
+            if "tools" in guarded:
+                settings["tools"] = guarded["tools"]
+            return str(self._tokenizer.apply_chat_template(conversation, **settings))
         except Exception as error:  # a template is a model's own program; it raises what it likes
             raise TemplateError(
                 f"the model's chat template refused the messages: {error or type(error).__name__}", field="messages"
@@ -79,7 +139,7 @@ class PromptBuilder:
     # tokenized in pieces, none of which holds a whole special token of the user's.
 
     def _separator(self, messages: tuple[Mapping[str, Any], ...]) -> str:
-        text = "".join(_content(message) for message in messages)
+        text = "".join(_texts(messages))
         for code in range(0xFDD0, 0xFDF0):
             if chr(code) not in text:
                 return chr(code)
@@ -91,17 +151,15 @@ class PromptBuilder:
         cuts = [0, *(match.start() + 1 for match in self._special.finditer(text)), len(text)]
         return separator.join(text[a:b] for a, b in pairwise(cuts)) if len(cuts) > 2 else text
 
-    def _guarded(self, message: Mapping[str, Any], separator: str) -> dict[str, Any]:
-        content = message.get("content")
-        if isinstance(content, str):
-            return {**message, "content": self._guard(content, separator)}
-        if isinstance(content, list | tuple):
-            parts = [
-                {**part, "text": self._guard(part["text"], separator)} if isinstance(part.get("text"), str) else part
-                for part in content
-            ]
-            return {**message, "content": parts}
-        return dict(message)
+    def _guarded(self, value: Any, separator: str) -> Any:
+        """`value` with every text in it guarded, keys and roles too: a function's name is a user's text as well."""
+        if isinstance(value, str):
+            return self._guard(value, separator)
+        if isinstance(value, Mapping):
+            return {self._guarded(key, separator): self._guarded(each, separator) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guarded(each, separator) for each in value]
+        return value
 
     def _encode_split(self, text: str, separator: str, add_special_tokens: bool) -> list[int]:
         first, *rest = text.split(separator)
@@ -126,6 +184,19 @@ def _content(message: Mapping[str, Any]) -> str:
     if isinstance(content, list | tuple):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in it, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield str(key)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _checked(text: str, field: str) -> str:

@@ -6,8 +6,10 @@ Must not import mlx; knows tokenizers only by what they say of their tokens.
 import codecs
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Protocol
+
+from forgellm.messages import Part
 
 MAX_UNDECODED_TOKENS = 8
 """A code point takes at most 4 bytes, so at most 4 tokens; after twice that the bytes are garbage and shown as such."""
@@ -42,11 +44,22 @@ class TokenText:
         """Whether each token is known to be certain bytes, whatever comes before it."""
         return self._kind != "other"
 
-    def decoder(self, *, is_continuation: bool) -> "Decoder":
-        """A decoder for one answer. `is_continuation`: it goes on a raw text, whose leading space must be kept."""
+    def reveal(self, tokens: Iterable[int]) -> None:
+        """Let these special tokens stand for their names: the marks of reasoning and of calls."""
+        self.hidden -= set(tokens)
+        self._bytes.clear()
+
+    def decoder(self, *, is_continuation: bool, shows_special: bool = False) -> "Decoder":
+        """A decoder for one answer. `is_continuation`: it goes on a raw text, whose leading space must be kept.
+        `shows_special`: special tokens stand for their names, for a model that writes its calls with them."""
         if self._kind == "other":
-            return _WindowDecoder(self._decode, self.hidden)
-        return _ByteDecoder(self.bytes_of, self.strips_first_space and not is_continuation)
+            hidden: set[int] = set() if shows_special else self.hidden
+            return _WindowDecoder(functools.partial(self._decode, hidden=hidden), hidden)
+        bytes_of = self._named_bytes_of if shows_special else self.bytes_of
+        return _ByteDecoder(bytes_of, self.strips_first_space and not is_continuation)
+
+    def _named_bytes_of(self, token: int) -> bytes:
+        return self.text_of(token).encode("utf-8", "replace") if token in self.hidden else self.bytes_of(token)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token adds; none for a special token and for ids beyond the vocabulary."""
@@ -65,8 +78,9 @@ class TokenText:
             return str(self._tokenizer.convert_ids_to_tokens(token))
         return self._decode([token]) if self._kind == "other" else self.bytes_of(token).decode("utf-8", "replace")
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def _decode(self, tokens: Sequence[int], hidden: Set[int] = frozenset()) -> str:
+        shown = [token for token in tokens if token not in hidden]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
 
     def _look_up(self, token: int) -> bytes:
         name = self._tokenizer.convert_ids_to_tokens(token)
@@ -184,7 +198,18 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that may be shown after this token; sets `is_stopped` if a stop string was completed."""
-        text = self._decoder.push(token)
+        return self._matched(self._decoder.push(token))
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether there were calls of functions."""
+        return False
+
+    def take_parts(self) -> tuple[Part, ...] | None:
+        """What came since the last time that is not text."""
+        return None
+
+    def _matched(self, text: str) -> str:
         if self._matcher is None or not text:
             return text
         text, self.is_stopped = self._matcher.push(text)
