@@ -113,8 +113,7 @@ def _serve(
         _drain(signals, gate, control, settings.shutdown_grace_s)
         keeper.close()
     finally:
-        _stop(gate, supervisor, server)
-        control.stop()
+        _stop(gate, control, supervisor, server)
         listener.close()
 
 
@@ -133,17 +132,20 @@ def _be_impatient(signals: "_StopSignals", gate: "Gate", control: "ControlServer
     signals.wait()
     log.warning("stopping at once; a third signal ends the daemon as it is")
     gate.close()
-    control.hurry()
+    control.close()
     signals.wait()
     os._exit(EXIT_FAILED)
 
 
-def _stop(gate: "Gate", supervisor: "Supervisor", server: "HttpServer") -> None:
+def _stop(gate: "Gate", control: "ControlServer", supervisor: "Supervisor", server: "HttpServer") -> None:
     """Streams say their last line, workers end, then the last answers (of loads that waited) go out."""
     gate.close()
+    control.close()
     gate.wait_empty(LAST_WORDS_S)
+    control.wait_empty(LAST_WORDS_S)
     supervisor.stop(timeout_s=STOP_TIMEOUT_S)
     server.stop()
+    control.stop()
 
 
 def _configured(settings: Settings) -> list[str]:

@@ -25,6 +25,7 @@ API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
 UNIX = "control/test_unix.py::"
 SOCKET = "control/test_control_server.py::"
+MANAGER = "e2e/test_model_manager.py::"
 DAEMON = "e2e/test_daemon_process.py::"
 NOT_YET = "not yet: "
 CONTROL = f"{NOT_YET}there is no control socket between processes yet"
@@ -315,7 +316,12 @@ ROWS: dict[int, Row] = {
         "a pickle on the control socket",
         f"{SOCKET}test_chaos_086_a_pickle_is_a_bad_frame_and_does_not_run",
     ),
-    87: ("the supervisor restarts under a live web server", CONTROL),
+    87: (
+        "the supervisor restarts under a live web server",
+        f"{MANAGER}test_chaos_087_streams_of_a_client_go_on_with_the_next_daemon",
+        f"{MANAGER}test_chaos_087_a_client_that_may_starts_the_next_daemon_itself",
+        f"{MANAGER}test_chaos_087_without_a_next_daemon_the_streams_end_when_their_time_is_over",
+    ),
     88: ("the web server starts first", CONTROL),
     89: (
         "versions of the protocol that differ",

@@ -23,8 +23,9 @@ from forgellm.control.unix import UnixAddress
 from forgellm.errors import ModelNotLoaded, SupervisorUnavailable, VersionSkew
 from forgellm.messages import Request, Timeouts
 from forgellm.states import IS_LOADED, IS_LOADING, WorkerState
-from forgellm.supervisor import Embeddings, Generation, Loaded, PoolStatus, Unloaded
+from forgellm.supervisor import Drained, Embeddings, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.asking import embedding_request, python_request, seeded
+from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
 
@@ -96,6 +97,18 @@ class ModelManager:
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
         """As Supervisor.unload(). Not asked twice: a daemon that is lost meanwhile may have done it."""
         return self._once(frames.Unload(model, force, timeout_s), Unloaded, None)
+
+    def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained:
+        """As Supervisor.drain()."""
+        return self._once(frames.Drain(model, timeout_s), Drained, None)
+
+    def resume(self, model: str | None = None) -> None:
+        """As Supervisor.resume()."""
+        self._safely(frames.Resume(model), type(None))
+
+    def counts(self, *, timeout_s: float = 5.0) -> Counts:
+        """As Supervisor.counts(): of the daemon that answers now."""
+        return self._safely(frames.Counted(timeout_s), Counts)
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of now."""

@@ -14,7 +14,8 @@ from msgspec.msgpack import Decoder
 from forgellm.catalog import CatalogEntry
 from forgellm.errors import ForgeLLMError, InvalidRequest, from_wire
 from forgellm.messages import Chunk, Embedding, FinishReason, Part, Reasoning, Request, TokenLogprobs, ToolCall, Usage
-from forgellm.supervisor import Loaded, PoolStatus, Token, Unloaded
+from forgellm.supervisor import Drained, Loaded, PoolStatus, Token, Unloaded
+from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.status import LoadPlan
 
 PROTOCOL = 1
@@ -105,6 +106,21 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
     timeout_s: float | None
 
 
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    model: str | None
+    timeout_s: float | None
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    model: str | None
+
+
+class Counted(msgspec.Struct, frozen=True, tag="counts"):
+    """What happened since the start, in numbers."""
+
+    timeout_s: float
+
+
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
 
@@ -115,7 +131,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     request: Request
 
 
-Call = Status | Catalog | About | Plan | Load | Unload | Abort | Submit
+Call = Status | Catalog | About | Counted | Plan | Load | Unload | Drain | Resume | Abort | Submit
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -163,6 +179,9 @@ RESULTS: Mapping[type[Call], "Decoder[Any]"] = {
     Plan: Decoder(LoadPlan),
     Load: Decoder(Loaded),
     Unload: Decoder(Unloaded),
+    Drain: Decoder(Drained),
+    Resume: Decoder(None),
+    Counted: Decoder(Counts),
     Abort: Decoder(None),
 }
 

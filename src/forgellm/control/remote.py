@@ -7,7 +7,7 @@ lost is made again, and the request goes on after the tokens that have come, for
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from forgellm.control import frames
@@ -28,6 +28,17 @@ class Dial(Protocol):
     def __call__(self, *, may_start: bool) -> Link: ...
 
 
+@dataclass(slots=True)
+class _Lost:
+    """A daemon that is gone: why, when the next one is looked for, and until when. Monotonic instants."""
+
+    until: float
+    next_try: float
+    pause_s: float = FIRST_PAUSE_S
+    why: str = ""
+    may_start: bool = True
+
+
 class RemoteGeneration(Generation):
     """As Generation; open() it first. `request` has its seed already, so that every run of it says the same.
 
@@ -40,6 +51,7 @@ class RemoteGeneration(Generation):
         self._resume_timeout_s = resume_timeout_s
         self._received: list[int] = list(request.resume)
         self._runs = 0
+        self._lost: _Lost | None = None
         self._link: Link | None = None
         self._stop = threading.Event()
         self._switch = threading.Lock()  # between close() and a link that is just made
@@ -54,7 +66,7 @@ class RemoteGeneration(Generation):
         try:
             self._submit(may_start=True)
         except LinkLost as error:
-            self._resume(str(error))
+            self._lose(str(error))
         except ForgeLLMError as error:
             self.fail(error)
         return self
@@ -62,7 +74,7 @@ class RemoteGeneration(Generation):
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def take(self, timeout_s: float) -> list[Token]:
-        """As Generation.take(). A wait for a daemon that restarts may take longer than `timeout_s`."""
+        """As Generation.take(); [] also while a daemon that was lost is waited for."""
         if not self._tokens and not self.has_ended:
             self._read(time.monotonic() + timeout_s)
         return super().take(0.0)
@@ -87,26 +99,27 @@ class RemoteGeneration(Generation):
         """Put what comes before the deadline; makes a lost connection again."""
         link = self._link
         if link is None:
-            self._end_closed()
+            self._come_back(deadline)
             return
         try:
             news = link.poll(frames.NEWS, deadline)
             if news is not None:
                 self._take_in(news)
         except (LinkLost, BadFrame) as error:
-            self._resume(str(error))
+            self._lose(str(error))
 
     def _take_in(self, news: News | Failed) -> None:
         if isinstance(news, Failed):
             error = news.error()
-            if isinstance(error, ShuttingDown) and not self._is_new():  # somebody stopped it, and may start it again
-                self._resume(error.message, may_start=False)
+            if isinstance(error, ShuttingDown) and (self._lost or self._received):
+                self._lose(error.message, may_start=False)  # somebody stopped it, and may start it again
             else:
                 self._finish(error)
             return
         if news.prefill is not None:
             self.prefill = news.prefill
         for chunk in frames.chunks(news):
+            self._lost = None
             self._received.extend(chunk[2])
             self.put(chunk)
         if self.has_ended:
@@ -123,37 +136,48 @@ class RemoteGeneration(Generation):
         request = replace(self._request, request_id=self.wire_id, resume=tuple(self._received))
         link.send(frames.Submit(request), time.monotonic() + SEND_TIMEOUT_S)
 
-    def _resume(self, why: str, *, may_start: bool = True) -> None:
-        """Go on with the next daemon, or fail when the time for that has passed."""
+    def _lose(self, why: str, *, may_start: bool = True) -> None:
+        """The connection is gone: from now on the next daemon is looked for, until tokens come from it."""
         self._drop_link()
-        deadline = time.monotonic() + self._resume_timeout_s
-        pause_s = FIRST_PAUSE_S
-        while not self._stop.is_set():
-            try:
-                self._submit(may_start=may_start)
-                return
-            except LinkLost as error:
-                self._drop_link()
-                why = str(error)
-            except VersionSkew as error:
-                self._finish(error)
-                return
-            except Unavailable as error:
-                why = error.message
-            except ForgeLLMError as error:
-                self._finish(error)
-                return
-            if time.monotonic() + pause_s > deadline:
-                lost = f"the daemon was lost, and did not come back within {self._resume_timeout_s:g} s: {why}"
-                self._finish(SupervisorUnavailable(lost, retry_after_s=1.0))
-                return
-            self._stop.wait(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        self._end_closed()
+        now = time.monotonic()
+        if self._lost is None:
+            self._lost = _Lost(until=now + self._resume_timeout_s, next_try=now)
+        self._lost.why, self._lost.may_start = why, may_start
+        if now > self._lost.until:
+            self._give_up(self._lost)
 
-    def _is_new(self) -> bool:
-        """Whether nothing of the answer has come: then the caller is better served with the error at once."""
-        return self._runs <= 1 and not self._received
+    def _come_back(self, deadline: float | None) -> None:
+        """Wait for the next try, at most until `deadline`, and make it when it is due."""
+        lost = self._lost
+        if lost is not None:
+            until = lost.next_try if deadline is None else min(lost.next_try, deadline)
+            self._stop.wait(max(0.0, until - time.monotonic()))
+        if lost is None or self._stop.is_set():
+            self._end_closed()
+        elif time.monotonic() >= lost.next_try:
+            self._try(lost)
+
+    def _try(self, lost: "_Lost") -> None:
+        lost.next_try = time.monotonic() + lost.pause_s
+        lost.pause_s = min(2 * lost.pause_s, LONGEST_PAUSE_S)
+        try:
+            self._submit(may_start=lost.may_start)
+            return
+        except LinkLost as error:
+            self._drop_link()
+            lost.why = str(error)
+        except VersionSkew as error:
+            self._finish(error)
+        except Unavailable as error:
+            lost.why = error.message
+        except ForgeLLMError as error:
+            self._finish(error)
+        if not self.has_ended and lost.next_try > lost.until:
+            self._give_up(lost)
+
+    def _give_up(self, lost: "_Lost") -> None:
+        waited = f"the daemon was lost, and none went on within {self._resume_timeout_s:g} s"
+        self._finish(SupervisorUnavailable(f"{waited}: {lost.why}", retry_after_s=1.0))
 
     def _end_closed(self) -> None:
         """Closed by us: whoever still reads gets an end, as from a worker that was told to abort."""

@@ -31,6 +31,9 @@ POLL_S = 0.1  # how soon a quiet stream's client is missed
 ACCEPT_PAUSE_S = 0.1  # after an accept that failed: out of descriptors, most likely
 REASONS = 256  # kinds of refusals that are logged, once each
 
+ALWAYS = (frames.Status, frames.Catalog, frames.About, frames.Counted, frames.Abort)
+"""Calls that a daemon answers also while it stops."""
+
 
 class Listener(Protocol):
     """One way in. `sock` listens already; admit() runs in the connection's thread and takes a bounded time."""
@@ -43,7 +46,7 @@ class Listener(Protocol):
 
 
 class ControlServer:
-    """start(), then drain() and wait_empty() if there is time, then stop(); each once."""
+    """start(), then drain(), wait_empty() and close() if there is time, then stop(); each once."""
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class ControlServer:
         self._streams = 0
         self._news = threading.Condition()
         self._is_draining = False
-        self._is_hurried = False
+        self._is_closing = False
         self._refused: set[str] = set()
         self._waker, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._accept_all, name="control", daemon=True)
@@ -76,13 +79,11 @@ class ControlServer:
     def wait_empty(self, timeout_s: float) -> bool:
         """Whether every generation has ended within `timeout_s`."""
         with self._news:
-            return self._news.wait_for(lambda: self._streams == 0 or self._is_hurried, timeout_s)
+            return self._news.wait_for(lambda: self._streams == 0, timeout_s)
 
-    def hurry(self) -> None:
-        """Let wait_empty() wait no longer."""
-        with self._news:
-            self._is_hurried = True
-            self._news.notify_all()
+    def close(self) -> None:
+        """Nothing new from now on, and what runs ends with an error that says why."""
+        self._is_draining = self._is_closing = True
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Accept nobody any more; give what was just answered a moment to go out, then cut the rest. Idempotent."""
@@ -173,8 +174,8 @@ class ControlServer:
             self._forget(sock)
 
     def _answer(self, link: Link, call: Call) -> None:
-        if self._is_draining and not isinstance(call, frames.Status | frames.About | frames.Abort | frames.Catalog):
-            self._say(link, Failed.of(ShuttingDown("the daemon is shutting down", retry_after_s=5.0)))
+        if self._is_draining and not isinstance(call, ALWAYS):
+            self._say(link, Failed.of(_shutting_down()))
         elif isinstance(call, frames.Submit):
             with self._news:
                 self._streams += 1
@@ -210,6 +211,12 @@ class ControlServer:
                 return self._pool.load(model, wait=wait, timeout_s=timeout_s, **_options(options))
             case frames.Unload(model, force, timeout_s):
                 return self._pool.unload(model, force=force, timeout_s=timeout_s)
+            case frames.Drain(model, timeout_s):
+                return self._pool.drain(model, timeout_s=timeout_s)
+            case frames.Resume(model):
+                return self._pool.resume(model)
+            case frames.Counted(timeout_s):
+                return self._pool.counts(timeout_s=timeout_s)
             case frames.Abort(request_id):
                 return self._pool.abort(request_id)
             case frames.Submit():
@@ -234,10 +241,17 @@ class ControlServer:
                     return
                 if had_ended:
                     return
+                if self._is_closing:
+                    self._say(link, Failed.of(_shutting_down()))
+                    return
 
     def _say(self, link: Link, frame: Any) -> None:
         """Raises LinkLost for a client that does not take it in time: a slow consumer is cut."""
         link.send(frame, time.monotonic() + SLOW_CONSUMER_TIMEOUT_S)
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the daemon is shutting down", retry_after_s=5.0)
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
