@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgellm.api.schemas.openai_chat import ChatBody
+from forgellm.api.schemas.openai_texts import CompletionBody, EmbeddingBody
 from forgellm.messages import Constraint
 
 Check = Callable[[Any], bool]
@@ -60,7 +61,11 @@ SAMPLED: dict[str, tuple[Any, Check]] = {
     "repetition_penalty": (1.5, sampled("repetition_penalty", 1.5)),
 }
 
-BASE: dict[Any, dict[str, Any]] = {ChatBody: {"model": "m", "messages": [TURN]}}
+BASE: dict[Any, dict[str, Any]] = {
+    ChatBody: {"model": "m", "messages": [TURN]},
+    CompletionBody: {"model": "m", "prompt": "hi"},
+    EmbeddingBody: {"model": "m", "input": "hi"},
+}
 
 HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
     ChatBody: {
@@ -79,11 +84,25 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "reasoning_effort": ("low", asked("template_options", {"reasoning_effort": "low"})),
         "chat_template_kwargs": ({"enable_thinking": False}, asked("template_options", {"enable_thinking": False})),
     },
+    CompletionBody: {
+        **SAMPLED,
+        "prompt": ([[1, 2], [3]], lambda body: [each.prompt for each in body.to_requests()] == [(1, 2), (3,)]),
+        "max_tokens": (5, sampled("max_tokens", 5)),
+        "echo": (True, lambda body: body.echoed(0) == "hi"),
+        "logprobs": (3, sampled("logprobs", 3)),
+    },
+    EmbeddingBody: {
+        "model": SAMPLED["model"],
+        "input": (["a", "b"], asked("inputs", ("a", "b"))),
+        "encoding_format": ("base64", given("encoding_format", "base64")),
+    },
 }
 
 NEEDS: dict[tuple[Any, str], dict[str, Any]] = {
     (ChatBody, "n"): {"seed": 5},
+    (CompletionBody, "n"): {"seed": 5},
     (ChatBody, "stream_options"): {"stream": True},
+    (CompletionBody, "stream_options"): {"stream": True},
     (ChatBody, "top_logprobs"): {"logprobs": True},
     (ChatBody, "tool_choice"): {"tools": [TOOL]},
     (ChatBody, "parallel_tool_calls"): {"tools": [TOOL]},
@@ -97,4 +116,6 @@ NO_EFFECT: dict[Any, dict[str, Any]] = {
         "safety_identifier": "somebody",
         "prompt_cache_key": "k",
     },
+    CompletionBody: {"user": "somebody", "metadata": {"a": "b"}},
+    EmbeddingBody: {"user": "somebody"},
 }

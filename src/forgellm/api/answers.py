@@ -59,8 +59,8 @@ class Answers:
             if pieces or now - last_word >= QUIET_S:
                 last_word = now
                 yield pieces
-                if pieces and not any(generation.has_ended for generation in running.values()):
-                    time.sleep(WRITE_EVERY_S)
+                if running and any(token and (token.text or token.parts) for _, token in pieces):
+                    next(iter(running.values())).wait_ended(WRITE_EVERY_S)
 
     @staticmethod
     def _take(running: dict[int, Generation]) -> list[Piece]:

@@ -3,14 +3,17 @@
 from flask import Blueprint
 
 from forgellm.api.dialect import Dialect, Operation
-from forgellm.api.openai import chat, models, wire
+from forgellm.api.openai import chat, completions, embeddings, models, wire
 from forgellm.api.schemas import openai_answers as out
 from forgellm.api.schemas.openai_chat import ChatBody
+from forgellm.api.schemas.openai_texts import CompletionBody, EmbeddingBody
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 blueprint.get("/models")(models.models)
 blueprint.get("/models/<path:model>")(models.model)
 blueprint.post("/chat/completions")(chat.chat)
+blueprint.post("/completions")(completions.completions)
+blueprint.post("/embeddings")(embeddings.embeddings)
 
 DIALECT = Dialect(
     name="openai",
@@ -28,6 +31,21 @@ DIALECT = Dialect(
             body=ChatBody,
             answer=out.ChatCompletion,
             event=out.ChatChunk,
+        ),
+        Operation(
+            method="post",
+            path="/v1/completions",
+            says="Continue a text.",
+            body=CompletionBody,
+            answer=out.Completion,
+            event=out.Completion,
+        ),
+        Operation(
+            method="post",
+            path="/v1/embeddings",
+            says="Turn texts into vectors.",
+            body=EmbeddingBody,
+            answer=out.Embeddings,
         ),
     ),
 )

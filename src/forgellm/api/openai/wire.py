@@ -113,3 +113,15 @@ def chat_logprobs(found: Iterable[TokenLogprobs]) -> out.ChatLogprobs:
         for _, text, logprob, likeliest in found
     ]
     return out.ChatLogprobs(content=content)
+
+
+def text_logprobs(found: Iterable[TokenLogprobs], offset: int) -> out.TextLogprobs:
+    """Log probabilities in the form of the completions route; the first token begins at `offset` of the text."""
+    made = out.TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for _, text, logprob, likeliest in found:
+        made.tokens.append(text)
+        made.token_logprobs.append(logprob)
+        made.top_logprobs.append({other: value for _, other, value in reversed(likeliest)})  # of one text, the likelier
+        made.text_offset.append(offset)
+        offset += len(text)
+    return made

@@ -111,6 +111,56 @@ class ChatChunk(Answer):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
+class TextLogprobs(Answer):
+    """By token of the text; `text_offset` is where each begins in it, in characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(Answer):
+    """Choice c of prompt p has the index p * n + c. In a stream, the reason comes with the last piece."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: TextLogprobs | None = None
+
+
+class Completion(Answer):
+    """A completion, or a chunk of one."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class Embedded(Answer):
+    """The vector of one input, as numbers or as base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Answer):
+    model: str
+    data: list[Embedded]
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
 class Model(Answer):
     """A model that can be asked for. `created`: unix time of its files, 0 if it has none. `state`: see the life of a
     worker; `context_length` is known once it is loaded."""
