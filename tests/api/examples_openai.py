@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgellm.api.schemas.openai_chat import ChatBody
+from forgellm.api.schemas.openai_responses import ResponseBody
 from forgellm.api.schemas.openai_texts import CompletionBody, EmbeddingBody
 from forgellm.messages import Constraint
 
@@ -12,6 +13,7 @@ Check = Callable[[Any], bool]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 SCHEMA_TEXT = '{"type":"object","properties":{"a":{"type":"integer"}}}'
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
+FLAT_TOOL = {"type": "function", "name": "f", "description": "d", "parameters": SCHEMA}
 TURN = {"role": "user", "content": "hi"}
 
 
@@ -64,6 +66,7 @@ SAMPLED: dict[str, tuple[Any, Check]] = {
 BASE: dict[Any, dict[str, Any]] = {
     ChatBody: {"model": "m", "messages": [TURN]},
     CompletionBody: {"model": "m", "prompt": "hi"},
+    ResponseBody: {"model": "m", "input": "hi"},
     EmbeddingBody: {"model": "m", "input": "hi"},
 }
 
@@ -91,6 +94,42 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "echo": (True, lambda body: body.echoed(0) == "hi"),
         "logprobs": (3, sampled("logprobs", 3)),
     },
+    ResponseBody: {
+        **{name: SAMPLED[name] for name in SAMPLED if name in ResponseBody.__struct_fields__},
+        "input": (
+            [
+                {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "b"},
+            ],
+            asked(
+                "messages",
+                (
+                    {"role": "user", "content": "a"},
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": {}}}],
+                        "reasoning_content": "hm",
+                    },
+                    {"role": "tool", "tool_call_id": "c", "content": "b"},
+                ),
+            ),
+        ),
+        "instructions": ("be", asked("messages", ({"role": "system", "content": "be"}, TURN))),
+        "max_output_tokens": (5, sampled("max_tokens", 5)),
+        "text": (
+            {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+            constrained("json_schema", SCHEMA_TEXT),
+        ),
+        "tools": ([FLAT_TOOL], _tools("functions", (TOOL,))),
+        "tool_choice": ({"type": "function", "name": "f"}, _tools("name", "f")),
+        "parallel_tool_calls": (False, _tools("parallel", False)),
+        "reasoning": ({"effort": "low"}, asked("template_options", {"reasoning_effort": "low"})),
+        "include": (["message.output_text.logprobs"], sampled("logprobs", 0)),
+        "top_logprobs": (3, sampled("logprobs", 3)),
+    },
     EmbeddingBody: {
         "model": SAMPLED["model"],
         "input": (["a", "b"], asked("inputs", ("a", "b"))),
@@ -106,6 +145,8 @@ NEEDS: dict[tuple[Any, str], dict[str, Any]] = {
     (ChatBody, "top_logprobs"): {"logprobs": True},
     (ChatBody, "tool_choice"): {"tools": [TOOL]},
     (ChatBody, "parallel_tool_calls"): {"tools": [TOOL]},
+    (ResponseBody, "tool_choice"): {"tools": [FLAT_TOOL]},
+    (ResponseBody, "parallel_tool_calls"): {"tools": [FLAT_TOOL]},
 }
 
 NO_EFFECT: dict[Any, dict[str, Any]] = {
@@ -118,4 +159,11 @@ NO_EFFECT: dict[Any, dict[str, Any]] = {
     },
     CompletionBody: {"user": "somebody", "metadata": {"a": "b"}},
     EmbeddingBody: {"user": "somebody"},
+    ResponseBody: {
+        "user": "somebody",
+        "metadata": {"a": "b"},
+        "service_tier": "default",
+        "safety_identifier": "somebody",
+        "prompt_cache_key": "k",
+    },
 }

@@ -1,6 +1,8 @@
 """The OpenAI routes over HTTP, on real workers with the echo engine: shapes, streams, errors."""
 
+import base64
 import json
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,3 +180,111 @@ def test_models_are_listed_with_their_state(api):
     assert (listed["e"]["object"], listed["e"]["state"], listed["e"]["context_length"]) == ("model", "ready", 1 << 20)
     assert (listed["smollm2"]["state"], listed["smollm2"]["context_length"]) == ("stopped", None)
     assert api.http.get("/v1/models/e").json() == listed["e"]
+
+
+# Completions ---------------------------------------------------------------------------------------------------------
+
+
+def complete(api: Live, **body: Any) -> httpx2.Response:
+    return api.http.post("/v1/completions", json={"model": "e", "prompt": "one two three", **body})
+
+
+def test_each_prompt_of_a_list_has_its_choices_one_after_the_other(api):
+    answer = complete(api, prompt=["a b", "c"], n=2).json()
+    assert [(each["index"], each["text"]) for each in answer["choices"]] == [(0, "a b"), (1, "a b"), (2, "c"), (3, "c")]
+    assert (answer["object"], answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (
+        *("text_completion", 3),
+        6,
+    )
+    assert answer["id"].startswith("cmpl-")
+
+
+def test_token_ids_are_a_prompt(api):
+    """The echo engine says the ids back."""
+    assert complete(api, prompt=[5, 6]).json()["choices"][0]["text"] == "5 6"
+    assert [each["text"] for each in complete(api, prompt=[[5], [6, 7]]).json()["choices"]] == ["5", "6 7"]
+
+
+def test_an_echo_is_the_prompt_before_the_answer_whole_or_streamed(api):
+    assert complete(api, echo=True, max_tokens=1).json()["choices"][0]["text"] == "one two threeone"
+    *chunks, done = events(complete(api, echo=True, max_tokens=1, stream=True))
+    assert done == "[DONE]"
+    assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == "one two threeone"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": [1], "echo": True}, "echo"),
+        ({"logprobs": 1, "echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+    ],
+)
+def test_what_a_completion_cannot_do_is_refused_by_name(api, body, field):
+    response = complete(api, **body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
+# Responses -----------------------------------------------------------------------------------------------------------
+
+
+def respond(api: Live, **body: Any) -> httpx2.Response:
+    return api.http.post("/v1/responses", json={"model": "e", "input": "one two three", **body})
+
+
+def test_a_response_is_items_with_what_they_cost(api):
+    answer = respond(api, metadata={"a": "b"}).json()
+    assert (answer["object"], answer["status"], answer["error"]) == ("response", "completed", None)
+    (item,) = answer["output"]
+    assert (item["type"], item["role"], item["status"]) == ("message", "assistant", "completed")
+    assert item["content"] == [{"type": "output_text", "text": "one two three", "annotations": [], "logprobs": []}]
+    assert answer["usage"]["total_tokens"] == 6
+    assert answer["metadata"] == {"a": "b"}
+
+
+def test_a_response_that_was_cut_is_incomplete(api):
+    answer = respond(api, max_output_tokens=2).json()
+    assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    *_, last = events(respond(api, max_output_tokens=2, stream=True))
+    assert (last["type"], last["response"]["status"]) == ("response.incomplete", "incomplete")
+
+
+def test_the_events_of_a_response_build_what_its_last_event_holds(api):
+    response = respond(api, stream=True)
+    found = events(response)
+    names = [line.removeprefix("event: ") for line in response.text.splitlines() if line.startswith("event: ")]
+    assert names == [event["type"] for event in found]
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    assert names[:4] == [
+        *("response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"),
+    ]
+    assert names[-4:] == [
+        *("response.output_text.done", "response.content_part.done", "response.output_item.done", "response.completed"),
+    ]
+    text = "".join(event["delta"] for event in found if event["type"] == "response.output_text.delta")
+    assert text == found[-1]["response"]["output"][0]["content"][0]["text"] == "one two three"
+    assert found[0]["response"]["output"] == []
+
+
+def test_a_response_that_fails_ends_with_one_error_event(api):
+    *_, last = events(respond(api, model="fails", stream=True))
+    assert (last["type"], last["code"]) == ("error", "generation_failed")
+
+
+# Embeddings ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_input_has_a_vector_as_numbers_or_as_bytes(api):
+    body = {"model": "e", "input": ["a", "b c"]}
+    answer = api.http.post("/v1/embeddings", json=body).json()
+    assert [each["index"] for each in answer["data"]] == [0, 1]
+    packed = api.http.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
+    for numbers, raw in zip(answer["data"], packed["data"], strict=True):
+        assert list(array("f", base64.b64decode(raw["embedding"]))) == numbers["embedding"]
+        assert numbers["embedding"]
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == 3

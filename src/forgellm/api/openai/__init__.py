@@ -3,9 +3,10 @@
 from flask import Blueprint
 
 from forgellm.api.dialect import Dialect, Operation
-from forgellm.api.openai import chat, completions, embeddings, models, wire
+from forgellm.api.openai import chat, completions, embeddings, models, responses, wire
 from forgellm.api.schemas import openai_answers as out
 from forgellm.api.schemas.openai_chat import ChatBody
+from forgellm.api.schemas.openai_responses import ResponseBody
 from forgellm.api.schemas.openai_texts import CompletionBody, EmbeddingBody
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
@@ -13,6 +14,7 @@ blueprint.get("/models")(models.models)
 blueprint.get("/models/<path:model>")(models.model)
 blueprint.post("/chat/completions")(chat.chat)
 blueprint.post("/completions")(completions.completions)
+blueprint.post("/responses")(responses.responses)
 blueprint.post("/embeddings")(embeddings.embeddings)
 
 DIALECT = Dialect(
@@ -39,6 +41,14 @@ DIALECT = Dialect(
             body=CompletionBody,
             answer=out.Completion,
             event=out.Completion,
+        ),
+        Operation(
+            method="post",
+            path="/v1/responses",
+            says="Answer a conversation, as items.",
+            body=ResponseBody,
+            answer=out.Response,
+            event=out.ResponseEvent,
         ),
         Operation(
             method="post",

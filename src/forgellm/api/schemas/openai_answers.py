@@ -1,6 +1,6 @@
 """What the OpenAI routes answer, as structs: they encode the answers, and describe them in /openapi.json. Data only."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -159,6 +159,56 @@ class Embeddings(Answer):
     data: list[Embedded]
     usage: EmbeddingUsage
     object: Literal["list"] = "list"
+
+
+class OutputDetails(Answer):
+    """Tokens that were reasoning."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(Answer):
+    input_tokens: int
+    input_tokens_details: PromptDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Response(Answer):
+    """`output` holds messages, function calls and reasoning, in the order in which they were made. None is kept."""
+
+    id: str
+    created_at: int
+    model: str
+    instructions: str | None
+    max_output_tokens: int | None
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    top_logprobs: int
+    text: dict[str, Any]
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    reasoning: dict[str, str | None]
+    metadata: dict[str, str]
+    status: str = "in_progress"
+    output: list[dict[str, Any]] = []
+    usage: ResponseUsage | None = None
+    incomplete_details: dict[str, str] | None = None
+    error: None = None
+    previous_response_id: None = None
+    store: bool = False
+    background: bool = False
+    truncation: str = "disabled"
+    object: Literal["response"] = "response"
+
+
+class ResponseEvent(Answer):
+    """One event; its other fields are those that OpenAI's documentation gives to its `type`."""
+
+    type: str
+    sequence_number: int
 
 
 class Model(Answer):

@@ -1,0 +1,215 @@
+"""POST /v1/responses: pieces of a generation to output items and the events that build them. Decides nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from flask import Response
+
+from forgellm import messages
+from forgellm.api import answers, sse
+from forgellm.api.answers import Answers
+from forgellm.api.dialect import read
+from forgellm.api.errors import Problem, json_response
+from forgellm.api.openai import wire
+from forgellm.api.schemas import openai_answers as out
+from forgellm.api.schemas.openai_responses import ResponseBody
+from forgellm.messages import Reasoning, TokenLogprobs
+from forgellm.supervisor.generation import Generation, Token
+
+Event = dict[str, Any]
+
+
+def responses() -> Response:
+    """Answer the input, whole or as a stream of events."""
+    body = read(ResponseBody)
+    running = answers.begin(body.to_requests())
+    response = _started(body, running.generations[0])
+    output = Output(response)
+    if body.stream:
+        numbers = Numbers()
+        return answers.stream(
+            running,
+            _frames(running, response, output, numbers),
+            mimetype=sse.MIMETYPE,
+            failure=lambda problem: numbers.frame(_error(problem)),
+            ping=sse.PING,
+        )
+    for _, token in running.pieces():
+        if token is not None:
+            for _event in output.add(token):
+                pass  # the events of a stream: the items they build are what is wanted here
+    _end(response, output, running.generations[0])
+    return json_response(response)
+
+
+class Numbers:
+    """Numbers the events of one stream, from 0."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def frame(self, event: Event) -> bytes:
+        number = self._next
+        self._next += 1
+        return sse.frame({**event, "sequence_number": number}, event["type"])
+
+
+def _frames(running: Answers, response: out.Response, output: "Output", numbers: Numbers) -> Iterator[bytes]:
+    opening = b"".join(
+        numbers.frame({"type": f"response.{word}", "response": response}) for word in ("created", "in_progress")
+    )
+    for batch in running.batches():
+        tokens = [token for _, token in batch if token is not None]
+        frames = b"".join(numbers.frame(event) for token in tokens for event in output.add(token))
+        if frames and opening:
+            frames, opening = opening + frames, b""
+        yield frames
+    closing = b"".join(numbers.frame(event) for event in _end(response, output, running.generations[0]))
+    word = response.status if response.status == "completed" else "incomplete"
+    yield opening + closing + numbers.frame({"type": f"response.{word}", "response": response})
+
+
+def _error(problem: Problem) -> Event:
+    return {"type": "error", "code": problem.code, "message": problem.message, "param": problem.field}
+
+
+def _started(body: ResponseBody, generation: Generation) -> out.Response:
+    choice = body.tool_choice or "auto"
+    return out.Response(
+        id=generation.request_id,
+        created_at=wire.now(),
+        model=generation.model,
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        parallel_tool_calls=body.parallel_tool_calls,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_logprobs=body.top_logprobs or 0,
+        text=msgspec.to_builtins(body.text),
+        tools=[msgspec.to_builtins(tool) for tool in body.tools],
+        tool_choice=choice if isinstance(choice, str) else msgspec.to_builtins(choice),
+        reasoning={"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        metadata=body.metadata,
+    )
+
+
+def _end(response: out.Response, output: "Output", generation: Generation) -> list[Event]:
+    """Fill in what is known at the end; the events that close the last item."""
+    reason = wire.finish_reason(generation)
+    status = "incomplete" if reason == "length" else "completed"
+    closing = list(output.end(status))
+    response.status = status
+    if status == "incomplete":
+        response.incomplete_details = {"reason": "max_output_tokens"}
+    cost = generation.usage or messages.Usage(prompt_tokens=0, completion_tokens=0)
+    response.usage = out.ResponseUsage(
+        input_tokens=cost.prompt_tokens,
+        input_tokens_details=out.PromptDetails(cached_tokens=cost.cached_tokens),
+        output_tokens=cost.completion_tokens,
+        output_tokens_details=out.OutputDetails(reasoning_tokens=output.reasoning_tokens),
+        total_tokens=cost.prompt_tokens + cost.completion_tokens,
+    )
+    return closing
+
+
+class Output:
+    """The items of an answer, built token by token; every step gives the events that tell a client of it.
+
+    One item is open at a time: text after reasoning ends the reasoning, a call ends the text.
+    """
+
+    def __init__(self, response: out.Response) -> None:
+        self.items = response.output
+        self._tail = response.id.partition("-")[2]  # makes ids of items that no other response has
+        self.reasoning_tokens = 0
+        self._kind: str | None = None  # of the open item
+        self._call: int | None = None  # its number among the calls, if it is one
+
+    def add(self, token: Token) -> Iterator[Event]:
+        reasoning = [part.text for part in token.parts or () if isinstance(part, Reasoning)]
+        if reasoning:
+            self.reasoning_tokens += len(token.token_ids)
+            yield from self._open("reasoning")
+            yield self._grown("reasoning_text", "".join(reasoning))
+        if token.text:
+            yield from self._open("message")
+            yield self._grown("output_text", token.text, token.logprobs)
+        for part in token.parts or ():
+            if isinstance(part, messages.ToolCall):
+                yield from self._called(part)
+
+    def end(self, status: str) -> Iterator[Event]:
+        """Close what is open; an answer without any item gets an empty message."""
+        if not self.items:
+            yield from self._open("message")
+        yield from self._close(status)
+
+    @property
+    def _item(self) -> dict[str, Any]:
+        return self.items[-1]
+
+    def _at(self, kind: str, **more: Any) -> Event:
+        where: Event = {"type": f"response.{kind}", "item_id": self._item["id"], "output_index": len(self.items) - 1}
+        if self._kind != "function_call":
+            where["content_index"] = 0
+        return where | more
+
+    def _open(self, kind: str) -> Iterator[Event]:
+        if self._kind == kind and kind != "function_call":
+            return
+        yield from self._close("completed")
+        self._kind = kind
+        number = len(self.items)
+        item: dict[str, Any] = {"type": kind, "status": "in_progress"}
+        if kind == "message":
+            item |= {"id": f"msg_{self._tail}_{number}", "role": "assistant", "content": []}
+        elif kind == "reasoning":
+            item |= {"id": f"rs_{self._tail}_{number}", "summary": [], "content": []}
+        else:
+            item |= {"id": f"fc_{self._tail}_{number}", "call_id": "", "name": "", "arguments": ""}
+        self.items.append(item)
+        if kind == "function_call":
+            return  # announced when its name has come
+        yield {"type": "response.output_item.added", "output_index": number, "item": {**item, "content": []}}
+        part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
+        if kind == "message":
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item["content"].append(part)
+        yield self._at("content_part.added", part=dict(part))
+
+    def _grown(self, kind: str, text: str, logprobs: tuple[TokenLogprobs, ...] | None = None) -> Event:
+        part = self._item["content"][0]
+        part["text"] += text
+        if kind == "reasoning_text":
+            return self._at("reasoning_text.delta", delta=text)
+        found = wire.chat_logprobs(logprobs or ()).content
+        part["logprobs"] += found
+        return self._at("output_text.delta", delta=text, logprobs=found)
+
+    def _called(self, part: messages.ToolCall) -> Iterator[Event]:
+        if self._kind != "function_call" or self._call != part.index:
+            yield from self._open("function_call")
+            self._call = part.index
+            self._item["call_id"], self._item["name"] = part.call_id, part.name
+            number = len(self.items) - 1
+            yield {"type": "response.output_item.added", "output_index": number, "item": dict(self._item)}
+        if part.arguments:
+            self._item["arguments"] += part.arguments
+            yield self._at("function_call_arguments.delta", delta=part.arguments)
+
+    def _close(self, status: str) -> Iterator[Event]:
+        if self._kind is None:
+            return
+        item = self._item
+        item["status"] = status
+        if self._kind == "function_call":
+            yield self._at("function_call_arguments.done", arguments=item["arguments"], name=item["name"])
+        else:
+            part = item["content"][0]
+            extra = {"logprobs": part["logprobs"]} if self._kind == "message" else {}
+            kind = "output_text.done" if self._kind == "message" else "reasoning_text.done"
+            yield self._at(kind, text=part["text"], **extra)
+            yield self._at("content_part.done", part=part)
+        yield {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": item}
+        self._kind = self._call = None
