@@ -29,6 +29,9 @@ REACHED = {200, 400, 404}  # what the views say, as opposed to the guard before 
 # A body that asks the model for something, by route: the allow-list is tried on each.
 ASKS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+    "/v1/embeddings": {"input": "x"},
     "/api/model/generate": {"prompt": "x"},
     "/api/model/load": {},
     "/api/model/plan": {},
