@@ -54,6 +54,15 @@ def test_neither_the_id_nor_the_hash_of_a_key_is_one(path):
     assert ring(path).find(key.sha256) is None
 
 
+def test_only_hashes_are_compared_and_in_constant_time(path, monkeypatch):
+    """What is sent meets nothing that it could be compared with byte by byte."""
+    key, secret = keys.create(path)
+    compared = []
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda *pair: compared.append(pair))
+    assert ring(path).find(secret) is None
+    assert compared == [(key.sha256, keys.hash_of(secret))]
+
+
 def test_only_the_owner_can_read_the_file_whatever_the_umask(path):
     before = os.umask(0)
     try:

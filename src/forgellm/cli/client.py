@@ -18,6 +18,7 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0  # of routes that do not wait for a model
 UNLOAD_TIMEOUT_S = 600.0
 
+KEY_REMEDY = " (the command line takes it from FORGELLM_API_KEY or --api-key-file)"
 KEY_FILE = "forgellm.api_key_file"
 """Where the option --api-key-file of the running command is, in its click context."""
 
@@ -94,7 +95,8 @@ class Client:
             raise Unavailable(f"{self.url} is not a ForgeLLM daemon (status {response.status_code})") from error
         if response.status_code >= 400:
             known = body if isinstance(body, dict) else {}
-            raise from_wire(known.get("code", ""), known.get("error", f"status {response.status_code}"))
+            remedy = KEY_REMEDY if response.status_code == 401 else ""
+            raise from_wire(known.get("code", ""), known.get("error", f"status {response.status_code}") + remedy)
         return body
 
 
