@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from daemons import Daemon, daemon
 from forgellm.cli import main
+from forgellm.cli.client import Client
 
 MODELS = """
 [models.e]
@@ -141,6 +142,26 @@ def test_load_ps_run_unload(served):
     assert "freed" in forgellm("unload", "late", "--url", served.url).stdout
     assert json.loads(forgellm("unload", "late", "--json", "--url", served.url).stdout)["freed_bytes"] == 0
     assert forgellm("ps", "--url", served.url).stdout == "no model is loaded\n"
+
+
+@pytest.mark.e2e
+def test_the_logs_of_a_worker_and_the_events_of_the_daemon_are_printed(served):
+    forgellm("load", "late", "--url", served.url)
+    status = served.http.get("/api/model/status").json()
+    with Path(f"{status['log_stem']}{status['life']}.log").open("a", encoding="utf-8") as log:
+        log.write("its last words\n")  # the echo engine has none of its own
+    assert forgellm("logs", "late", "-n", "1", "--url", served.url).stdout == "late#1 | its last words\n"
+    parsed = json.loads(forgellm("logs", "late", "-n", "1", "--json", "--url", served.url).stdout)
+    assert parsed == {"worker": "late#1", "life": status["life"], "line": "its last words"}
+    with Client(served.url) as client:
+        name, picture = next(client.events("/api/events"))
+    assert (name, picture["models"][0]["model_name"]) == ("snapshot", "late")
+    missing = forgellm("logs", "nope", "--url", served.url)
+    assert (missing.exit_code, missing.stderr.splitlines()[-1]) == (
+        1,
+        "Error: the model nope is not loaded; `forgellm ps` lists those that are",
+    )
+    forgellm("unload", "late", "--url", served.url)
 
 
 @pytest.mark.e2e

@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_streams: Annotated[Positive, _field("Requests served at the same time over HTTP; more get 503.")] = 128
     max_request_bytes: Annotated[Positive, _field("Largest request body.")] = 16 << 20
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Log level.")] = "info"
+    log_format: Annotated[Literal["human", "json"], _field("Log lines for people, or a JSON object a line.")] = "human"
 
     models: Annotated[dict[str, ModelConfig], _field("Models by your own names.")] = {}
     models_dir: Annotated[str | None, _field("Folder whose sub-folders are models; default ~/models if it exists.")] = (

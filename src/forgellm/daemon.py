@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from forgellm import logs
 from forgellm.config import Settings
 from forgellm.errors import AddressInUse, ConfigError, ForgeLLMError
 
@@ -50,9 +51,7 @@ def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[
     requests are answered. 0: a clean stop; 2: settings, or a preloaded model, that cannot be used; 3: the address is in
     use (told before any worker is started); 1: anything else. The reason goes to stderr.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.set_up(settings)
     try:
         with _stop_signals() as signals:
             _serve(settings, preload, on_ready, signals)

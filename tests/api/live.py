@@ -25,6 +25,7 @@ class Live:
     pool: Supervisor
     server: HttpServer
     http: httpx2.Client
+    gate: Gate
 
     def load(self, model: str, **body: Any) -> dict[str, Any]:
         """Load a model and wait until it is ready."""
@@ -58,7 +59,7 @@ def live(folder: Path, models: dict[str, dict[str, Any]], **settings: Any) -> It
         server.start()
         try:
             with httpx2.Client(base_url=server.url, timeout=DEADLINE_S, trust_env=False) as http:
-                yield Live(pool, server, http)
+                yield Live(pool, server, http, gate)
         finally:
             server.stop()
 

@@ -22,6 +22,8 @@ from forgellm.messages import Request
 from forgellm.states import WorkerState
 from forgellm.supervisor import ModelStatus, PoolStatus
 from forgellm.supervisor.counts import Counts, Distribution, ModelCounts
+from forgellm.supervisor.effects import Evicted
+from forgellm.supervisor.watch import Wants, Watch, Watches
 
 MODELS = ("open", "secret")
 REACHED = {200, 400, 404}  # what the views say, as opposed to the guard before them
@@ -73,6 +75,13 @@ class FakePool:
         times = {"queue": none, "first_token": none, "between_tokens": none, "request": none, "load": none}
         zeros = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "replays": 0, "quarantined": 0}
         return Counts(tuple(ModelCounts(model=name, **times, **zeros) for name in MODELS))
+
+    def watch(self, wants: Wants | None = None) -> Watch:
+        watches = Watches()
+        watch = watches.begin(wants)
+        watches.take(Evicted(name, "idle", "idle for 5 s") for name in MODELS)
+        watches.end()
+        return watch
 
     def catalog(self) -> list[CatalogEntry]:
         return [

@@ -6,8 +6,9 @@ Knows no bodies and no formats: a dialect turns pieces into bytes, and says how 
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from flask import Response, g, request
+from flask import Response, request
 
+from forgellm.api import access
 from forgellm.api.context import context
 from forgellm.api.errors import ClientGone, Problem, problem_of
 from forgellm.api.gate import Gate
@@ -101,8 +102,9 @@ class Answers:
 def begin(requests: Sequence[Request]) -> Answers:
     """Submit the requests of the HTTP request that is being served; the first one's id names them all."""
     ctx = context()
-    g.request_id = requests[0].request_id
-    return Answers(ctx.pool, requests, ctx.gate, is_client_gone())
+    answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, is_client_gone())
+    access.follow(answers.generations)
+    return answers
 
 
 def is_client_gone() -> IsGone:

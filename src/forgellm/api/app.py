@@ -1,8 +1,21 @@
 """Puts the Flask application together from what it is given. Starts nothing and holds no state of its own."""
 
-from flask import Flask, Response, g
+from flask import Flask
 
-from forgellm.api import admin, auth, catalog, errors, metrics, native, openai, openapi, operations, security
+from forgellm.api import (
+    access,
+    admin,
+    auth,
+    catalog,
+    errors,
+    events,
+    metrics,
+    native,
+    openai,
+    openapi,
+    operations,
+    security,
+)
 from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.guarded_pool import GuardedPool
@@ -23,19 +36,12 @@ def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flas
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.extensions[EXTENSION] = Context(GuardedPool(pool), settings, gate or Gate(settings.max_streams))
     app.url_map.strict_slashes = False
+    access.register(app)
     security.register(app, settings)
     auth.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
-    own = (catalog.blueprint, admin.blueprint, operations.blueprint, metrics.blueprint)
+    own = (catalog.blueprint, admin.blueprint, operations.blueprint, events.blueprint, metrics.blueprint)
     for each in (*(each.blueprint for each in DIALECTS), *own):
         app.register_blueprint(each)
     openapi.register(app, DIALECTS)
-    app.after_request(_name_request)
     return app
-
-
-def _name_request(response: Response) -> Response:
-    request_id = g.get("request_id")
-    if request_id is not None:
-        response.headers["X-Request-Id"] = request_id
-    return response

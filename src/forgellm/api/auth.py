@@ -35,6 +35,7 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/readyz": _ANY,  # its reasons name models
     "/openapi.json": _ANY,
     "/metrics": _METRICS,
+    "/api/events": _EITHER,
     "/v1/models": _EITHER,
     "/v1/models/<path:model>": _EITHER,
     "/v1/chat/completions": _INFER,

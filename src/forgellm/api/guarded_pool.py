@@ -15,6 +15,7 @@ from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloade
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
+from forgellm.supervisor.watch import Wants, Watch
 
 
 class GuardedPool:
@@ -63,6 +64,10 @@ class GuardedPool:
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         who, found = caller(), self._pool.counts(timeout_s=timeout_s)
         return replace(found, models=tuple(each for each in found.models if who.may_use(each.model)))
+
+    def watch(self, wants: Wants | None = None) -> Watch:
+        who = caller()
+        return self._pool.watch(lambda model: who.may_use(model) and (wants is None or wants(model)))
 
     def catalog(self) -> Sequence[CatalogEntry]:
         who = caller()

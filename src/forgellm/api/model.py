@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 
-from forgellm.api import ndjson
+from forgellm.api import access, ndjson
 from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
@@ -84,9 +84,9 @@ def generate() -> Response:
     if model is None:
         raise ModelNotLoaded("no model is loaded; POST /api/model/load first, or name one in `model`", field="model")
     known = pool_status.model(model)
-    asked = body.to_request(model, known.system_prompt if known else None)
-    g.request_id = asked.request_id
+    [asked] = access.adopt([body.to_request(model, known.system_prompt if known else None)])
     answer = ndjson.Answer(ctx.pool, asked, ctx.gate, _is_client_gone())
+    access.follow([answer.generation])
     if not body.streaming:
         return _whole(answer)
     return _stream(answer)

@@ -33,6 +33,7 @@ DIALECT = Dialect(
             body=DrainBody,
             is_body_optional=True,
         ),
+        Operation(method="get", path="/api/events", says="What happens to models and workers, as it happens."),
         Operation(method="get", path="/api/health", says="Whether the server takes requests."),
     ),
 )

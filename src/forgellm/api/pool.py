@@ -9,6 +9,7 @@ from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloade
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
+from forgellm.supervisor.watch import Wants, Watch
 
 
 class Pool(Protocol):
@@ -34,6 +35,8 @@ class Pool(Protocol):
     def submit(self, request: Request) -> Generation: ...
 
     def status(self) -> PoolStatus: ...
+
+    def watch(self, wants: Wants | None = None) -> Watch: ...
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts: ...
 

@@ -75,6 +75,7 @@ def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
         "spare": {"pid": status.spare_pid, "is_warm": status.spare_is_warm},
         "is_stopping": status.is_stopping,
         "is_draining": status.is_drained,
+        "log_stem": status.log_stem,
     }
 
 

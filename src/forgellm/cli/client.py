@@ -79,6 +79,21 @@ class Client:
                     return
         raise GenerationFailed("the daemon closed the connection before the answer was complete")
 
+    def events(self, path: str) -> Iterator[tuple[str, Any]]:
+        """The server-sent events of a route, as (name, value), until the daemon ends them or the caller stops."""
+        name = "message"
+        timeout = httpx2.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        with self._reachable(), self._http.stream("GET", path, timeout=timeout) as response:
+            if response.status_code != 200:
+                response.read()
+                self._json(response)
+            for line in response.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, msgspec.json.decode(value)
+
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:

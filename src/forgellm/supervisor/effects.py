@@ -87,6 +87,16 @@ class Announce:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A load got on: 0..1, and what it is doing; for watchers."""
+
+    worker: str
+    life: int
+    progress: float
+    stage: str
+
+
 DeathCause = Literal["hang", "memory", "timeout", "load_error", "killed", "signal", "exit"]
 
 
@@ -113,4 +123,4 @@ class Evicted:
     reason: str
 
 
-Effect = Spawn | Send | Signal | Deliver | Announce | Died | Evicted
+Effect = Spawn | Send | Signal | Deliver | Announce | Progressed | Died | Evicted

@@ -26,7 +26,7 @@ from forgellm.messages import (
 )
 from forgellm.states import HAS_PROCESS, WorkerState, check_move
 from forgellm.supervisor.clocks import DUMP_S
-from forgellm.supervisor.effects import Announce, Send, Signal, Spawn
+from forgellm.supervisor.effects import Announce, Progressed, Send, Signal, Spawn
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.restart import RestartPolicy
 from forgellm.supervisor.slots import LoadOrder, Slot, Spare
@@ -117,6 +117,7 @@ class Lifecycle:
                 self._move(slot, _S.LOADING, now, slot.reason, now + self._settings.load_timeout_s)
             case Loading(progress, stage):
                 slot.progress, slot.stage = progress, stage
+                self._out.do(Progressed(slot.name, slot.life, progress, stage))
             case Ready() if slot.state is _S.LOADING:
                 slot.mlx_active_bytes, slot.mlx_cache_bytes = event.mlx_active_bytes, event.mlx_cache_bytes
                 slot.progress, slot.stage, slot.was_ready, slot.failure = 1.0, "", True, None

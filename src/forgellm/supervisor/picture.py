@@ -29,6 +29,7 @@ def picture(
     *,
     is_stopping: bool,
     is_drained: bool,
+    log_stem: str,
 ) -> PoolStatus:
     """Everything, as of now."""
     return PoolStatus(
@@ -40,6 +41,7 @@ def picture(
         budget_bytes=budget.limit_bytes,
         reserved_bytes=budget.reserved_bytes(),
         is_drained=is_drained,
+        log_stem=log_stem,
     )
 
 

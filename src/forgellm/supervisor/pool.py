@@ -42,9 +42,10 @@ MAX_RETRY_AFTER_S = 60.0
 class Pool:
     """Every public method but status() takes the time and returns the effects to carry out, in order."""
 
-    def __init__(self, settings: Settings, budget_bytes: int | None = None) -> None:
-        """`budget_bytes` None: the setting; 0: no limit."""
+    def __init__(self, settings: Settings, budget_bytes: int | None = None, log_stem: str = "") -> None:
+        """`budget_bytes` None: the setting; 0: no limit. `log_stem` is only shown, in status()."""
         self._settings = settings
+        self._log_stem = log_stem
         self._out = Outbox()
         self._life = Lifecycle(settings, self._out)
         self._clocks = WorkerClocks(settings.hang_timeout_s)
@@ -230,6 +231,7 @@ class Pool:
             self._budget,
             is_stopping=self._loads.is_stopping,
             is_drained=self._drains.is_pool_drained,
+            log_stem=self._log_stem,
         )
 
     @property

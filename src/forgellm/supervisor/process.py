@@ -51,6 +51,11 @@ def _without_main(original: Callable[..., dict[str, Any]]) -> Callable[..., dict
 setattr(spawn, "get_preparation_data", _without_main(spawn.get_preparation_data))  # noqa: B010 - mypy: a function
 
 
+def log_stem(log_dir: Path) -> str:
+    """What the paths of this process's worker logs begin with; the life and ".log" follow."""
+    return str(log_dir / f"worker-{os.getpid()}-")
+
+
 class WorkerProcess:
     """A started worker. `on_event` is called from its reader thread, with a Lost as the last call."""
 
@@ -58,7 +63,7 @@ class WorkerProcess:
         self, life: int, engine: EngineName, *, log_dir: Path, cache_dir: Path, fast_blas: bool, on_event: OnEvent
     ) -> None:
         self.life = life
-        self.log_path = log_dir / f"worker-{os.getpid()}-{life}.log"
+        self.log_path = Path(f"{log_stem(log_dir)}{life}.log")
         self._on_event = on_event
         self._channel = Channel(CONTEXT)
         self._counters = Counters()

@@ -61,7 +61,7 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
     """Everything. `current` is the model last asked for by a load, the default of /api/model/*. `reserved_bytes` is
-    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included."""
+    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: see log_path."""
 
     current: str | None
     models: tuple[ModelStatus, ...]
@@ -71,6 +71,11 @@ class PoolStatus:
     is_drained: bool = False
     budget_bytes: int | None
     reserved_bytes: int
+    log_stem: str = ""
+
+    def log_path(self, life: int) -> str:
+        """The log file of one life of a worker, on the supervisor's machine."""
+        return f"{self.log_stem}{life}.log"
 
     def model(self, name: str) -> ModelStatus | None:
         """The model of that name, or None if it is not loaded."""

@@ -18,12 +18,13 @@ from forgellm import catalog
 from forgellm.config import Settings
 from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupError
 from forgellm.messages import Event, Prefill, Request, Timeouts
+from forgellm.supervisor import narrator
 from forgellm.supervisor.asking import embedding_request, python_request, seeded
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.drains import GRACE_S
-from forgellm.supervisor.effects import Announce, Deliver, Drained, Effect, Loaded, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.effects import Deliver, Drained, Effect, Loaded, Send, Signal, Spawn, Unloaded
 from forgellm.supervisor.embeddings import Embeddings
 from forgellm.supervisor.generation import Generation
 from forgellm.supervisor.memory import (
@@ -36,10 +37,11 @@ from forgellm.supervisor.memory import (
 )
 from forgellm.supervisor.orders import LoadOptions, load_order
 from forgellm.supervisor.pool import Pool
-from forgellm.supervisor.process import CONTEXT, Lost
+from forgellm.supervisor.process import CONTEXT, Lost, log_stem
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 from forgellm.supervisor.tally import Tally
 from forgellm.supervisor.tickets import Ticket, TicketScope
+from forgellm.supervisor.watch import Watch, Watches
 
 log = logging.getLogger("forgellm.supervisor")
 
@@ -57,11 +59,12 @@ class Supervisor:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self._budget_bytes = self.settings.memory_budget_bytes or automatic_budget_bytes()
-        self._pool = Pool(self.settings, self._budget_bytes)
+        self._pool = Pool(self.settings, self._budget_bytes, log_stem(self.settings.log_path))
         self._sample_s = INTERVAL_S
         self._oom = OomWatch()
         self._status = self._pool.status()
         self._tally = Tally()
+        self._watches = Watches()
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
         self._crew: Crew | None = None
@@ -194,6 +197,12 @@ class Supervisor:
             raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
         return outcome
 
+    def watch(self, wants: Callable[[str], bool] | None = None) -> Watch:
+        """Follow what happens to models and their workers from now on: moves between states, loads, deaths, evictions.
+
+        `wants`: of which models, by name; None: of all."""
+        return self._watches.begin(wants)
+
     def catalog(self) -> list[catalog.CatalogEntry]:
         """What can be loaded by name."""
         return catalog.entries(self.settings)
@@ -279,6 +288,7 @@ class Supervisor:
                 self._crew.kill_all()
                 self._crew.close()
             self._fail_readers()
+            self._watches.end()
             self._is_running.set()
 
     def _turn(self, crew: Crew) -> None:
@@ -315,6 +325,8 @@ class Supervisor:
         effects = list(effects)
         if not is_step or any(not isinstance(e, Deliver) or _is_last(e) for e in effects):
             self._status = self._pool.status()
+            narrator.tell(effects)
+            self._watches.take(effects)
         self._tally.take(effects, time.monotonic())
         for effect in effects:
             match effect:
@@ -326,8 +338,6 @@ class Supervisor:
                     self._the_crew.signal(life, number)
                 case Spawn(life, engine):
                     self._spawn(life, engine)
-                case Announce(worker, life, old, new, reason):
-                    log.info("%s (life %d): %s -> %s (%s)", worker, life, old, new, reason)
 
     @property
     def _the_crew(self) -> Crew:

@@ -1,0 +1,44 @@
+"""The commands of an operator: what happens, what is written, what is wrong. Each imports what does it when it runs."""
+
+from typing import Any
+
+import click
+import msgspec
+
+from forgellm.cli.commands import _client_options as client_options
+from forgellm.cli.commands import path_or_name
+
+
+@click.command()
+@client_options
+def events(url: str | None, as_json: bool) -> None:
+    """Follow what happens to models and workers, until Ctrl-C."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.follow import event_text
+
+    with Client(url) as client:
+        for name, value in client.events("/api/events"):
+            _line({"event": name, **value}, event_text(name, value), as_json=as_json)
+
+
+@click.command()
+@client_options
+@click.argument("model", type=path_or_name)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, in later lives of the workers too.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True, help="Lines from the end.")
+def logs(url: str | None, as_json: bool, model: str, follow: bool, lines: int) -> None:
+    """Print the logs of the workers of MODEL."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.follow import log_lines
+
+    with Client(url) as client:
+        for worker, life, text in log_lines(lambda: client.get("/api/model/status"), model, lines, follow=follow):
+            value = {"worker": worker, "life": life, "line": text}
+            _line(value, f"{worker} | {text}", as_json=as_json)
+
+
+def _line(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+    click.echo(msgspec.json.encode(value).decode() if as_json else text)
+
+
+COMMANDS = (events, logs)
