@@ -33,6 +33,9 @@ ALIASES = {
 }
 """model_type -> module, as mlx_lm.utils.MODEL_REMAPPING has it; a test compares the two."""
 
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+"""Model types that mlx-lm does not have, and that worker.bert has: they embed texts, and generate none."""
+
 _BOUNDS = {
     "num_hidden_layers": (1, 2000),
     "hidden_size": (1, 1 << 18),
@@ -42,11 +45,12 @@ _BOUNDS = {
     "head_dim": (1, 1 << 14),
     "vocab_size": (1, 1 << 24),
     "max_position_embeddings": (1, 1 << 40),
+    "type_vocab_size": (1, 1 << 16),
     "num_experts": (0, 1 << 14),
     "num_local_experts": (0, 1 << 14),
     "n_routed_experts": (0, 1 << 14),
 }
-_POSITIVE = ("rms_norm_eps", "rope_theta")
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
 _LLAMA_LIKE = ("llama", "qwen2", "qwen3")
 _LLAMA_NEEDS = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 _LLAMA_MAY_HAVE = ("num_key_value_heads", "head_dim")
@@ -54,19 +58,31 @@ _LLAMA_MAY_HAVE = ("num_key_value_heads", "head_dim")
 
 def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """A JSON object from a file of bounded size. Raises ModelInvalid, naming the file and what is wrong with it."""
+    content = _read(path, max_bytes)
+    if not isinstance(content, dict):
+        raise ModelInvalid(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def read_array(path: Path) -> list[Any]:
+    """A JSON array, as read_object reads objects."""
+    content = _read(path, _MAX_BYTES)
+    if not isinstance(content, list):
+        raise ModelInvalid(f"{path} must hold a JSON array, not {type(content).__name__}")
+    return content
+
+
+def _read(path: Path, max_bytes: int) -> Any:
     try:
         if path.stat().st_size > max_bytes:
             raise ModelInvalid(f"{path} has {path.stat().st_size} bytes; at most {max_bytes} are read")
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise ModelInvalid(f"{path} cannot be read ({error.strerror}); a model folder needs it") from error
     except RecursionError as error:
         raise ModelInvalid(f"{path} is nested too deeply") from error
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise ModelInvalid(f"{path} is not valid JSON: {str(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise ModelInvalid(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -90,7 +106,7 @@ def implied_parameters(config: dict[str, Any]) -> int:
     """A lower bound of the number of weights that the sizes in the config ask for.
 
     Exact to a few per cent for the llama shape (attention: hidden x head_dim x (2 heads + 2 kv heads); the MLP's three
-    matrices), else the embedding and one vector a layer.
+    matrices) and for encoders (four matrices of attention, two of the MLP), else the embedding and one vector a layer.
     """
     if _module(config) in _LLAMA_LIKE:
         hidden, layers, heads = (config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
@@ -101,6 +117,8 @@ def implied_parameters(config: dict[str, Any]) -> int:
     sizes = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     hidden, layers, vocab = (sizes.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
     if isinstance(hidden, int) and isinstance(layers, int) and isinstance(vocab, int):
+        if _module(config) in ENCODERS:
+            return (vocab + layers * (4 * hidden + 2 * int(config["intermediate_size"]))) * hidden
         return (vocab + layers) * hidden
     return 0
 
@@ -139,7 +157,7 @@ def _check_model_type(path: Path, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelInvalid(f"{path}: `model_type` is missing or not a string; it names the architecture")
-    if not _MODEL_TYPE.fullmatch(kind) or not _is_known(ALIASES.get(kind, kind)):
+    if kind not in ENCODERS and not (_MODEL_TYPE.fullmatch(kind) and _is_known(ALIASES.get(kind, kind))):
         if config.get("auto_map") is not None:
             raise UntrustedCode(
                 f"{path}: mlx-lm has no model type {kind[:64]!r}, and the code in the folder is never run"

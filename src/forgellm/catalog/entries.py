@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from forgellm.catalog import demo, hub
+from forgellm.catalog import demo, folder, hub
 from forgellm.catalog.resolve import model_files, models_root
 from forgellm.config import Settings
+from forgellm.messages import Task
 
 _TRAINED: tuple[Literal["cpt", "ift"], ...] = ("cpt", "ift")
 
@@ -18,7 +19,7 @@ class CatalogEntry:
 
     kind: "base", or "cpt" and "ift" for what continued pre-training and instruction tuning put into those folders of
     models_dir. `path` is absolute, None for what has no files yet. `size_bytes` is the sum of the tensor files, 0 when
-    unknown. source: where it was found.
+    unknown. source: where it was found. `task`: what it is for, by its config.json; "generate" where there is none.
     """
 
     id: str
@@ -27,6 +28,7 @@ class CatalogEntry:
     kind: Literal["base", "cpt", "ift"]
     size_bytes: int
     source: Literal["config", "demo", "models_dir", "huggingface"]
+    task: Task = "generate"
 
 
 def entries(settings: Settings) -> list[CatalogEntry]:
@@ -42,9 +44,14 @@ def entries(settings: Settings) -> list[CatalogEntry]:
 def _configured(settings: Settings) -> Iterator[CatalogEntry]:
     for name, config in settings.models.items():
         path = Path(config.source).expanduser().absolute() if config.source.startswith(("/", "./", "~")) else None
-        size = _size(path) if path else 0
         yield CatalogEntry(
-            id=name, name=name, path=str(path) if path else None, kind="base", size_bytes=size, source="config"
+            id=name,
+            name=name,
+            path=str(path) if path else None,
+            kind="base",
+            size_bytes=_size(path) if path else 0,
+            source="config",
+            task=folder.task(path) if path else "generate",
         )
 
 
@@ -81,13 +88,20 @@ def _local(settings: Settings) -> Iterator[CatalogEntry]:
             kind=kind or "base",
             size_bytes=_size(path),
             source="models_dir",
+            task=folder.task(path),
         )
 
 
 def _cached() -> Iterator[CatalogEntry]:
     for name, path in hub.repositories().items():
         yield CatalogEntry(
-            id=name, name=name, path=str(path), kind="base", size_bytes=_size(path), source="huggingface"
+            id=name,
+            name=name,
+            path=str(path),
+            kind="base",
+            size_bytes=_size(path),
+            source="huggingface",
+            task=folder.task(path),
         )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from forgellm.catalog import hub, safetensors
+from forgellm.catalog import embedding, hub, safetensors
 from forgellm.catalog.config_file import implied_parameters, kv_bytes_per_token, read_config, read_object
 from forgellm.errors import ModelInvalid, UnsupportedFormat, UntrustedCode
+from forgellm.messages import Task
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 _TOKENIZERS = (
@@ -29,8 +30,10 @@ _SLACK = 1.1
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """What a checked folder holds: bytes of the tensor files, weights in them, KV cache a token (see config_file)."""
+    """What a checked folder holds: what it is for, bytes of the tensor files, weights in them, KV cache a token (see
+    config_file; 0 where a model keeps none)."""
 
+    task: Task
     weights_bytes: int
     parameters: int
     kv_bytes_per_token: int
@@ -39,6 +42,7 @@ class FolderFacts:
 def check(folder: Path) -> FolderFacts:
     """Check a model folder. Raises ModelInvalid, UnsupportedFormat or UntrustedCode, naming the file and the remedy."""
     config = read_config(folder)
+    recipe = embedding.recipe(folder, config) if embedding.is_embedding(folder, config) else None
     files = _tensor_files(folder)
     tensors: dict[str, safetensors.TensorInfo] = {}
     for file in files:
@@ -54,7 +58,17 @@ def check(folder: Path) -> FolderFacts:
             f"{folder / 'config.json'} describes a model of at least {asked:,} weights, but the safetensors files hold "
             f"{held:,}: the config or the files belong to another model"
         )
-    return FolderFacts(weights_bytes, held, kv_bytes_per_token(config))
+    if recipe is None:
+        return FolderFacts("generate", weights_bytes, held, kv_bytes_per_token(config))
+    return FolderFacts("embed", weights_bytes, held, 0 if recipe.is_encoder else kv_bytes_per_token(config))
+
+
+def task(folder: Path) -> Task:
+    """What the model in a folder is for, by its config.json alone; nothing else is checked, and nothing is raised."""
+    try:
+        return "embed" if embedding.is_embedding(folder, read_object(folder / "config.json")) else "generate"
+    except ModelInvalid:
+        return "generate"
 
 
 def _tensor_files(folder: Path) -> list[Path]:

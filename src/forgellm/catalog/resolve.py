@@ -39,6 +39,8 @@ def resolve(name: str, settings: Settings, *, adapter_path: str | None = None) -
         return source
     if source.kind == "echo":
         raise InvalidRequest("the echo engine has no weights to adapt; leave the adapter out", field="adapter_path")
+    if source.task == "embed":
+        raise InvalidRequest(f"the embedding model {name} takes no adapter; leave it out", field="adapter_path")
     prepared = adapters.prepare(_adapter(adapter, settings), settings.cache_path)
     return replace(source, adapter_path=str(prepared))
 
@@ -137,6 +139,7 @@ def _from_path(name: str, found: Path) -> ModelSource:
         return ModelSource(
             name=name,
             kind="folder",
+            task=facts.task,
             path=str(found),
             weights_bytes=facts.weights_bytes,
             parameters=facts.parameters,

@@ -63,7 +63,7 @@ def estimate(order: LoadOrder, kv_plan_tokens: int) -> Need:
     return Need(
         weights_bytes=weights,
         kv_bytes=tokens * source.kv_bytes_per_token * (2 if is_converted else 1),
-        runtime_bytes=RUNTIME_BYTES if source.engine == "mlx" else 0,
+        runtime_bytes=RUNTIME_BYTES if source.engine != "echo" else 0,
         transient_bytes=max(weights // 10, source.weights_bytes if is_converted else 0),
     )
 

@@ -33,6 +33,8 @@ from forgellm.supervisor.slots import LoadOrder, Slot, Spare
 
 _S = WorkerState
 SPARE_TRIES = 3
+QUICK: frozenset[EngineName] = frozenset({"embed"})
+"""Engines that import in a tenth of a second: the spare is kept for those that take their time."""
 
 
 class Lifecycle:
@@ -58,14 +60,15 @@ class Lifecycle:
 
     def start(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
         """Fill a slot with a process: the spare if it fits, else a new one. Its Load waits in its queue."""
-        self._engine = order.source.engine
+        engine = order.source.engine
+        self._engine = self._engine if engine in QUICK else engine
         slot.begin_life()
         slot.order, slot.max_batch = order, order.options.max_batch
-        if self.spare and self.spare.engine == self._engine:
+        if self.spare and self.spare.engine == engine:
             spare, self.spare = self.spare, None
             slot.life, slot.pid, slot.is_imported = spare.life, spare.pid, spare.is_imported
         else:
-            slot.life = self._spawn()
+            slot.life = self._spawn(engine)
         self.slots[slot.life] = slot
         timeout_s = self._settings.import_timeout_s if slot.pid else self._settings.hello_timeout_s
         self._move(slot, _S.STARTING, now, reason, now + timeout_s)
@@ -294,7 +297,7 @@ class Lifecycle:
         """Keep one worker imported and waiting, except while another one starts: that one needs the machine more."""
         is_busy = any(slot.state in {_S.STARTING, _S.LOADING} for slot in self.slots.values())
         if self._settings.spare and not (self.spare or is_busy or self._spare_failures >= SPARE_TRIES):
-            self.spare = Spare(self._spawn(), self._engine, deadline=now + self._settings.hello_timeout_s)
+            self.spare = Spare(self._spawn(self._engine), self._engine, deadline=now + self._settings.hello_timeout_s)
 
     def spare_event(self, spare: Spare, event: Event, now: float) -> None:
         match event:
@@ -346,9 +349,9 @@ class Lifecycle:
 
     # Small parts -----------------------------------------------------------------------------------------------------
 
-    def _spawn(self) -> int:
+    def _spawn(self, engine: EngineName) -> int:
         self._lives += 1
-        self._out.do(Spawn(self._lives, self._engine))
+        self._out.do(Spawn(self._lives, engine))
         return self._lives
 
     def _move(self, slot: Slot, new: WorkerState, now: float, reason: str, deadline: float | None = None) -> None:

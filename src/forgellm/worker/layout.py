@@ -6,13 +6,13 @@ On a CPU, mlx's quantised matmul is a plain loop (about 3 GFLOPS) and half-preci
 float32 does (100 GFLOPS and more). Dequantising at load is therefore worth its memory wherever it fits.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 Layout = Literal["f32", "native"]
 
@@ -33,6 +33,11 @@ def decide(
 def f32_bytes(model: nn.Module) -> int:
     """What the weights of `model` weigh in f32; nothing is read."""
     return sum(4 * _parameters(module) for _, module in _leaves(model))
+
+
+def held_bytes(model: nn.Module) -> int:
+    """What the weights of `model` weigh as they are held."""
+    return sum(int(value.nbytes) for _, value in tree_flatten(model.parameters()))
 
 
 def read_weights(model: nn.Module, layout: Layout, *, on_cpu: bool, progress: Callable[[float], None]) -> None:
@@ -100,7 +105,7 @@ def _as_f32(value: mx.array) -> mx.array:
 
 def _dequantised(module: nn.Module) -> nn.Module:
     """The dense module of the same meaning, lazily; `module` itself if it is not one of the quantised kinds."""
-    for packed, dense in _DENSE:
+    for packed, dense in _dense_kinds():
         if isinstance(module, packed) and "global_scale" not in module:
             biases = module.get("biases")
             made = dense()
@@ -118,9 +123,13 @@ def _dequantised(module: nn.Module) -> nn.Module:
     return module
 
 
-# How to make the dense twin of each quantised kind; its first weight is replaced at once, and never computed.
-_DENSE: tuple[tuple[type[nn.Module], Callable[[], nn.Module]], ...] = (
-    (nn.QuantizedEmbedding, lambda: nn.Embedding(1, 1)),
-    (nn.QuantizedLinear, lambda: nn.Linear(1, 1, bias=False)),
-    (QuantizedSwitchLinear, lambda: SwitchLinear(1, 1, 1, bias=False)),
-)
+def _dense_kinds() -> list[tuple[type[nn.Module], Callable[[], nn.Module]]]:
+    """How to make the dense twin of each quantised kind; its first weight is replaced at once, and never computed."""
+    kinds: list[tuple[type[nn.Module], Callable[[], nn.Module]]] = [
+        (nn.QuantizedEmbedding, lambda: nn.Embedding(1, 1)),
+        (nn.QuantizedLinear, lambda: nn.Linear(1, 1, bias=False)),
+    ]
+    # Models with such layers are mlx-lm's, which is then imported. For others it need not be: it takes 1.2 s and 50 MB.
+    if (switch := sys.modules.get("mlx_lm.models.switch_layers")) is not None:
+        kinds.append((switch.QuantizedSwitchLinear, lambda: switch.SwitchLinear(1, 1, 1, bias=False)))
+    return kinds

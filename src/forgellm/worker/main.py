@@ -149,9 +149,14 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
             )
             # Must come before mlx is imported: the first library that defines cblas_* wins.
             description = blas.activate(Path(boot.cache_dir), boot.fast_blas)
-            from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415
+            if boot.engine == "embed":
+                from forgellm.worker.embed_engine import EmbedEngine  # noqa: PLC0415
 
-            engine = MLXEngine(blas=description)
+                engine = EmbedEngine(blas=description)
+            else:
+                from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415
+
+                engine = MLXEngine(blas=description)
     except Exception as error:  # noqa: BLE001 - a broken install raises anything; its text is what the user needs
         traceback.print_exc()
         up.put(LoadFailed("engine_unavailable", f"the {boot.engine} engine cannot be imported: {error}"))

@@ -29,6 +29,7 @@ from forgellm.worker import blas as blas_names
 from forgellm.worker import mlx_load, sampling
 from forgellm.worker.answers import Answers
 from forgellm.worker.engine import Progress, StepResult
+from forgellm.worker.load_error import check_finite, model_error
 from forgellm.worker.prefix_cache import PrefixCache, has_window, new_cache
 from forgellm.worker.prompt import PromptBuilder
 from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, failed, guarded_processors, guarded_sampler
@@ -91,7 +92,7 @@ class MLXEngine:
         except ForgeLLMError:
             raise
         except Exception as error:  # the load edge: weights that load may still not run
-            raise mlx_load.model_error(source, error) from error
+            raise model_error(source, error) from error
         progress(1.0, "warming up")
         return ModelInfo(
             context_length=self._context_length,
@@ -109,7 +110,7 @@ class MLXEngine:
     def _probe(self, name: str) -> int:
         """The width of the model's logits, after checking that they are numbers."""
         logits = self._model(mx.array([[0, 1, 2, 3]]), cache=new_cache(self._model, None))
-        mlx_load.check_finite(name, logits)
+        check_finite(name, logits)
         return int(logits.shape[-1])
 
     def _warm_up(self) -> None:

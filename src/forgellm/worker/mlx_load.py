@@ -13,16 +13,11 @@ import mlx.core as mx
 from mlx_lm.utils import get_total_parameters, load_adapters, load_model, load_tokenizer
 
 from forgellm.catalog import demo
-from forgellm.errors import (
-    ForgeLLMError,
-    InsufficientMemory,
-    ModelInvalid,
-    UnsupportedFormat,
-    UntrustedCode,
-)
+from forgellm.errors import ForgeLLMError, ModelInvalid
 from forgellm.messages import EngineOptions, ModelSource
 from forgellm.worker import gguf, layout
 from forgellm.worker.engine import Progress
+from forgellm.worker.load_error import model_error
 
 NO_CONTEXT_LIMIT = 1 << 30
 """For models that state none (state-space models have none)."""
@@ -51,23 +46,6 @@ def load(source: ModelSource, options: EngineOptions, *, is_blas_fast: bool, pro
         raise
     except Exception as error:  # the load edge: foreign files make libraries raise anything at all
         raise model_error(source, error) from error
-
-
-def model_error(source: ModelSource, error: Exception) -> ForgeLLMError:
-    """The sentence for a model that broke a library: the library's words, and whose fault it is."""
-    text = str(error) or type(error).__name__
-    name = source.name
-    if isinstance(error, MemoryError) or any(word in text for word in ("Insufficient Memory", "Unable to allocate")):
-        return InsufficientMemory(f"{name} does not fit into memory: {text}")
-    if "trust_remote_code" in text or "custom module" in text:
-        return UntrustedCode(f"{name} asks to run its own code, which is never done; use a model without it")
-    if isinstance(error, ValueError) and ("not supported" in text or "nsupported" in text):
-        return UnsupportedFormat(f"{name} cannot be loaded: {text}")
-    if isinstance(error, KeyError):
-        text = f"{text} is missing"
-    elif not isinstance(error, ValueError | OSError | RuntimeError):
-        text = f"{type(error).__name__}: {text}"
-    return ModelInvalid(f"{name} cannot be loaded, its files are broken or incomplete: {text}")
 
 
 class _Rising:
@@ -165,9 +143,3 @@ def _context_length(config: dict[str, Any], tokenizer: Any) -> int:
                 return value
     stated = getattr(tokenizer, "model_max_length", None)
     return stated if isinstance(stated, int) and 0 < stated < NO_CONTEXT_LIMIT else NO_CONTEXT_LIMIT
-
-
-def check_finite(name: str, logits: Any) -> None:
-    """Raise ModelInvalid if any of `logits` is NaN or infinite: broken weights load without an error."""
-    if not bool(mx.isfinite(logits.astype(mx.float32)).all().item()):
-        raise ModelInvalid(f"{name} computes NaN or infinity: its weights are damaged; fetch it again")
