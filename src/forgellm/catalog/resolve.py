@@ -88,6 +88,7 @@ def model_files(root: Path) -> list[Path]:
         if path.name == "config.json" or path.suffix == ".gguf"
     ]
     found += [path.parent for path in root.glob("*/*/*/config.json")]
+    found = [path for path in found if not (path.parent / "modules.json").is_file()]  # a part, as 1_Pooling is
     return sorted({path for path in found if path != root and path.resolve().is_relative_to(root.resolve())})
 
 
