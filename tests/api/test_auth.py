@@ -435,6 +435,22 @@ def test_an_answer_that_fails_gives_its_place_back(site, monkeypatch, path):
     assert statuses.isdisjoint({200, 429})
 
 
+def test_an_answer_that_is_replaced_at_the_last_moment_gives_its_place_back(site, monkeypatch):
+    streaming(site, monkeypatch)
+    key = site.key(concurrency=1)
+    fails = iter([True, False, False])
+
+    def breaks(response: Response) -> Response:
+        if next(fails):
+            raise RuntimeError("too late")
+        return response
+
+    site.app.after_request_funcs[None].insert(0, breaks)  # the first one runs last
+    with site.post("/stream", key) as response:
+        assert response.status_code == 500
+    assert site.post("/stream", key).status_code == 200
+
+
 def test_an_app_whose_answers_never_come_gives_places_back_too(site, monkeypatch):
     """No response means nobody to close it."""
     app = streaming(site, monkeypatch)

@@ -119,6 +119,7 @@ class _Held:
     """A request's place in its key's meter: given back once, when its answer has been sent or given up."""
 
     meter: Meter
+    is_answered: bool = False  # a response will give it back
     is_over: bool = False
 
     def leave(self) -> None:
@@ -168,15 +169,16 @@ class _Guard:
         """The key's place is given back when the last byte is out."""
         if response.status_code == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
-        held = g.pop("held", None)
-        if held is not None:
+        held = g.get("held")
+        if held is not None:  # kept: if what runs after this fails, another response comes in place of this one
+            held.is_answered = True
             response.call_on_close(held.leave)
         return response
 
     def left(self, error: BaseException | None) -> None:
         """If no response came of it, nobody will close one."""
-        held = g.pop("held", None)
-        if held is not None:
+        held = g.get("held")
+        if held is not None and not held.is_answered:
             held.leave()
 
     def _current(self) -> Ring | None:
