@@ -19,6 +19,8 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
+LoadPolicy = Literal["on_demand", "preloaded"]
+
 ENV_PREFIX = "FORGELLM_"
 
 
@@ -54,6 +56,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     layout: Annotated[Literal["auto", "f32", "native"] | None, _field("Overrides the server-wide `layout`.")] = None
     system_prompt: Annotated[str | None, _field("Default system prompt of /api/model/generate.")] = None
     preload: Annotated[bool, _field("Load it when the daemon starts.")] = False
+    load_policy: Annotated[LoadPolicy | None, _field("Overrides the server-wide `load_policy`.")] = None
     options: Annotated[dict[str, Any], _field("Knobs of the echo engine (source `echo`), for tests.")] = {}
 
 
@@ -73,6 +76,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_format: Annotated[Literal["human", "json"], _field("Log lines for people, or a JSON object a line.")] = "human"
 
     models: Annotated[dict[str, ModelConfig], _field("Models by your own names.")] = {}
+    aliases: Annotated[dict[str, str], _field('Other names for models: `short = "the/models-name"`.')] = {}
+    load_policy: Annotated[
+        LoadPolicy,
+        _field("`on_demand`: a request loads the model it names; `preloaded`: only what is loaded, or has `preload`."),
+    ] = "on_demand"
     models_dir: Annotated[str | None, _field("Folder whose sub-folders are models; default ~/models if it exists.")] = (
         None
     )
@@ -123,6 +131,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         msgspec.Meta(ge=0, description="Replace a worker that holds so many times its first size; 0: never."),
     ] = 0.0
 
+    max_hold_off_s: Annotated[
+        Seconds, _field("Longest that busy models keep one that waits for their memory out; 0: until they are idle.")
+    ] = 30.0
     max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
     max_queue_total: Annotated[Positive, _field("Requests that may wait for all models together; more get 503.")] = 1024
     queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
@@ -159,6 +170,25 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     crash_budget: Annotated[Positive, _field("Deaths of one replica within crash_window_s before it is failed.")] = 3
     crash_window_s: Annotated[Seconds, _field("Window of the crash budget.")] = 300.0
     log_bytes: Annotated[Positive, _field("Largest log file of one worker life; then its tail is kept.")] = 4 << 20
+
+    def __post_init__(self) -> None:
+        for alias in self.aliases:
+            if alias in self.models:
+                raise ConfigError(f"aliases.{alias}: a model is configured under this name; give the alias another")
+            self.model_name(alias)
+
+    def model_name(self, name: str) -> str:
+        """The model that a name stands for: the name itself unless it is an alias. Raises ConfigError for a loop."""
+        seen = [name]
+        while seen[-1] in self.aliases:
+            seen.append(self.aliases[seen[-1]])
+            if seen[-1] in seen[:-1]:
+                raise ConfigError(f"aliases.{name}: it leads back to itself ({' -> '.join(seen)})")
+        return seen[-1]
+
+    def aliases_of(self, model: str) -> tuple[str, ...]:
+        """All aliases that stand for a model."""
+        return tuple(alias for alias in self.aliases if self.model_name(alias) == model)
 
     @property
     def cache_path(self) -> Path:
@@ -239,13 +269,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _from_variable(variable: str, name: str, text: str) -> Any:
-    """A variable's text as the field's type: a list is comma-separated, `models` is JSON."""
+    """A variable's text as the field's type: a list is comma-separated, `models` and `aliases` are JSON."""
     hint = {field.name: field.type for field in msgspec.structs.fields(Settings)}[name]
     value: Any = text
     try:
         if name in {"cors_origins", "allowed_hosts"}:
             value = [part.strip() for part in text.split(",") if part.strip()]
-        elif name == "models":
+        elif name in {"models", "aliases"}:
             value = msgspec.json.decode(text)
         return msgspec.to_builtins(msgspec.convert(value, hint, strict=False))
     except msgspec.MsgspecError as error:
@@ -262,5 +292,7 @@ def _check(values: Mapping[str, Any], where: str) -> Settings:
 def _convert(values: Any, kind: type[_Struct], where: str) -> _Struct:
     try:
         return msgspec.convert(values, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error.message}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}{error}; see `forgellm config --schema` for every key") from error

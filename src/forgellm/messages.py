@@ -102,7 +102,8 @@ class Request:
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
     supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
     `inputs` are texts, or token ids, to embed; their vectors come with the last chunk. `client` is the id of the API
-    key that asked, "" where none is needed: who it is for, never a secret.
+    key that asked, "" where none is needed: who it is for, never a secret. `keep_alive_s` sets for how long its model
+    stays loaded while idle, from this request on: 0, until it is done; negative, until somebody unloads it.
     """
 
     request_id: str
@@ -120,6 +121,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     resume: tuple[int, ...] = ()
     timeouts: Timeouts = field(default_factory=Timeouts)
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ LEGAL_MOVES: dict[WorkerState, frozenset[WorkerState]] = {
     _S.READY: frozenset({_S.DRAINING, _S.STOPPING, _S.BACKOFF}),
     _S.DRAINING: frozenset({_S.STOPPING, _S.BACKOFF}),
     _S.STOPPING: frozenset({_S.STOPPED}),
-    _S.BACKOFF: frozenset({_S.STARTING, _S.STOPPED, _S.FAILED}),
+    _S.BACKOFF: frozenset({_S.WAITING, _S.STARTING, _S.STOPPED, _S.FAILED}),
     _S.FAILED: frozenset({_S.WAITING, _S.STARTING, _S.STOPPED}),
 }
 

@@ -75,7 +75,7 @@ def test_a_client_cannot_add_series(api):
         api.generate(model=f"made-up-{number}")
     text = api.http.get("/metrics").text
     assert "made-up" not in text
-    assert sample(api, "forgellm_request_errors_total", model="", code="model_not_loaded") >= 3
+    assert sample(api, "forgellm_request_errors_total", model="", code="model_not_found") >= 3
 
 
 def test_both_formats_are_served(api):

@@ -143,9 +143,17 @@ def test_a_failed_generation_is_never_a_success_with_the_error_as_its_text(api):
     assert "text" not in response.json()
 
 
-def test_an_unknown_model_is_404_and_one_that_is_not_loaded_400(api):
-    assert api.generate(model="late").json()["code"] == "model_not_loaded"
-    assert api.generate(model="late").status_code == 400
+def test_an_unknown_model_is_404_and_one_that_is_not_loaded_is_loaded(api):
+    unknown = api.generate(model="nobody")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "model_not_found")
+    assert api.generate("one two", model="late").json()["text"] == "one two"
+    api.http.post("/api/model/unload", json={"model": "late"})
+
+
+def test_a_model_that_cannot_be_loaded_gives_its_requests_the_loads_own_error(api):
+    response = api.generate(model="broken")
+    assert (response.status_code, response.json()["code"]) == (422, "model_invalid")
+    assert "cut short" in response.json()["error"]
 
 
 # Leaving -------------------------------------------------------------------------------------------------------------

@@ -317,9 +317,9 @@ def test_a_failed_model_is_not_tried_again_for_a_request_while_there_is_no_room(
     machine = Machine(crash_budget=1)
     life = machine.hold("a", 60)
     machine.die(life, code=-signal.SIGSEGV)
-    machine.hold("b", 60)
+    machine.hold("b", 60, pin=True)
     machine.now += 1000
-    machine.ask("a")
+    assert isinstance(machine.news(machine.ask("a")), InsufficientMemory)
     assert machine.states()["a"] is S.FAILED
 
 

@@ -1,5 +1,6 @@
 """The pool under anything in any order, once more, with too little memory for what is asked of it."""
 
+import math
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,7 @@ from forgellm.supervisor.effects import Effect
 from forgellm.supervisor.slots import LoadOrder
 
 BUDGET = 100
+HOLD_OFF_S = 30.0
 SIZES = {"a": 30, "b": 50}
 
 
@@ -29,11 +31,17 @@ class TightWorld(CheckedWorld):
 class MemoryMachine(PoolMachine):
     """Three of `a` fit, one of `b`, or one of each; a look at the sizes finds anything, above the hard limit too."""
 
-    @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]), recycle=st.sampled_from([0, 0, 1, 3]))
-    def begin(self, spare: bool, budget: int, recycle: int) -> None:
+    @initialize(
+        spare=st.booleans(),
+        budget=st.sampled_from([1, 3, 100]),
+        recycle=st.sampled_from([0, 0, 1, 3]),
+        demand=st.sampled_from([True, True, False]),
+    )
+    def begin(self, spare: bool, budget: int, recycle: int, demand: bool) -> None:
         knobs = {"max_queue": MAX_QUEUE, "queue_timeout_s": 300, "hang_timeout_s": 10, "progress_timeout_s": 10}
-        memory = {"memory_budget_bytes": BUDGET, "recycle_after_requests": recycle}
+        memory = {"memory_budget_bytes": BUDGET, "recycle_after_requests": recycle, "max_hold_off_s": HOLD_OFF_S}
         self.world = TightWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs, **memory)
+        self.world.on_demand = {name: sized(name, max_batch=2) for name in SIZES} if demand else {}
         self.number = 0
 
     @rule(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=4))
@@ -66,10 +74,29 @@ class MemoryMachine(PoolMachine):
         assert sum(live) <= BUDGET
 
     @invariant()
-    def nobody_waits_for_memory_that_nobody_gives_back(self) -> None:
-        pool = self.world.pool
-        waits = [m.name for m in pool.status().models for w in m.workers if w.state is WorkerState.WAITING]
-        assert not waits or pool._budget.is_anything_leaving()
+    def only_who_is_wanted_or_died_waits_for_memory(self) -> None:
+        for model in self.world.pool._models.values():
+            waiting = [slot for slot in model.slots if slot.state is WorkerState.WAITING]
+            assert model.queue or model.load_tickets or not waiting or any(slot.was_ready for slot in model.slots)
+
+    @invariant()
+    def no_waiting_model_is_held_off_beyond_the_bound(self) -> None:
+        """Who is first in the line, and can have a turn, has it once the others had theirs."""
+        pool, now = self.world.pool, self.world.now
+        waiting = {
+            min(slot.since for slot in model.slots if slot.state is WorkerState.WAITING): model
+            for model in reversed(pool._models.values())
+            if (model.queue or model.load_tickets) and any(slot.state is WorkerState.WAITING for slot in model.slots)
+        }
+        if not waiting or pool._budget.is_anything_leaving():
+            return
+        since, first = min(waiting.items())
+        if pool._budget.plan_turn(first.order, now, with_busy=True).fits:
+            others = [model for model in pool._models.values() if model is not first and not model.pin]
+            served = [slot.since for model in others for slot in model.slots if slot.state in HAS_PROCESS]
+            assert served, "it waits for nobody"
+            firsts = [math.inf if model.ready_at is None else model.ready_at for model in others if model.slots]
+            assert now < max(since, *firsts) + HOLD_OFF_S
 
     def teardown(self) -> None:
         super().teardown()

@@ -604,7 +604,7 @@ def test_requests_queued_for_a_model_that_fails_are_told_why() -> None:
     world.load()
     request = world.ask()
     world.fail_load(1)
-    assert isinstance(world.news(request), ModelFailed)
+    assert isinstance(world.news(request), ModelInvalid)
     assert "broken" in str(world.news(request))
 
 

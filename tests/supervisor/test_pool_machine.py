@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from world import INFO, World
+from world import INFO, World, order
 
 from forgellm.errors import ForgeLLMError, RequestCrashesWorker
 from forgellm.messages import (
@@ -214,11 +214,17 @@ class PoolMachine(RuleBasedStateMachine):
 
     world: CheckedWorld
 
-    @initialize(spare=st.booleans(), budget=st.sampled_from([1, 3, 100]), recycle=st.sampled_from([0, 0, 1, 3]))
-    def begin(self, spare: bool, budget: int, recycle: int) -> None:
+    @initialize(
+        spare=st.booleans(),
+        budget=st.sampled_from([1, 3, 100]),
+        recycle=st.sampled_from([0, 0, 1, 3]),
+        demand=st.booleans(),
+    )
+    def begin(self, spare: bool, budget: int, recycle: int, demand: bool) -> None:
         knobs = {"max_queue": MAX_QUEUE, "queue_timeout_s": 300, "hang_timeout_s": 10, "progress_timeout_s": 10}
         knobs["recycle_after_requests"] = recycle
         self.world = CheckedWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs)
+        self.world.on_demand = {name: order(name, max_batch=2) for name in MODELS} if demand else {}
         self.number = 0
 
     def named(self, kind: str) -> str:
@@ -254,15 +260,16 @@ class PoolMachine(RuleBasedStateMachine):
         name=st.sampled_from([*MODELS, "nobody"]),
         count=st.integers(1, 4),
         client=st.sampled_from(["", "ann", "bob"]),
+        keep_alive_s=st.sampled_from([None, None, None, 0.0, 50.0, -1.0]),
         timeouts=st.sampled_from(
             [{}, {}, {"total_s": 20.0}, {"token_s": 7.0, "first_token_s": 11.0}, {"queue_s": 3.0}]
         ),
     )
-    def ask(self, name: str, count: int, client: str, timeouts: dict[str, float]) -> None:
+    def ask(self, name: str, count: int, client: str, keep_alive_s: float | None, timeouts: dict[str, float]) -> None:
         for _ in range(count):
             request_id = self.named("request")
             self.world.requests[request_id] = Asked(name)
-            self.world.ask(name, request_id, client, **timeouts)
+            self.world.ask(name, request_id, client, keep_alive_s, **timeouts)
 
     @precondition(lambda self: self.world.requests)
     @rule(pick=st.integers(0, 99))

@@ -20,7 +20,6 @@ from forgellm.errors import (
     ModelInvalid,
     ModelLoading,
     ModelNotFound,
-    ModelNotLoaded,
     RequestCrashesWorker,
     ShuttingDown,
     WorkerDied,
@@ -63,9 +62,8 @@ def test_a_loaded_model_answers_token_by_token(start_pool: StartPool) -> None:
 
 def test_errors_of_a_request_arrive_at_its_reader(start_pool: StartPool) -> None:
     pool = start_pool(e={"fail_at_token": 1})
-    with pytest.raises(ModelNotLoaded):
-        pool.generate("e", "one two").result()
-    pool.load("e")
+    with pytest.raises(ModelNotFound):
+        pool.generate("nobody", "one two").result()
     with pytest.raises(InvalidRequest, match="empty") as caught:
         pool.generate("e", " ").result()
     assert caught.value.field == "prompt"

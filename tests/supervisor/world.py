@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from forgellm.config import Settings
+from forgellm.errors import ModelNotLoaded
 from forgellm.messages import (
     Bye,
     Chunk,
@@ -53,6 +54,7 @@ class World:
         self.now = 100.0
         self.effects: list[Effect] = []
         self.alive: list[int] = []
+        self.on_demand: dict[str, LoadOrder] = {}  # what a request for a model that is not there loads
         self._numbers = iter(range(1, 1_000_000))
 
     def do(self, effects: Iterable[Effect]) -> list[Effect]:
@@ -76,11 +78,25 @@ class World:
     def unload(self, name: str | None = "m", ticket: str = "unload", *, force: bool = False) -> list[Effect]:
         return self.do(self.pool.unload(name, ticket, self.now, force=force))
 
-    def ask(self, model: str = "m", request_id: str | None = None, client: str = "", **timeouts: float) -> str:
+    def ask(
+        self,
+        model: str = "m",
+        request_id: str | None = None,
+        client: str = "",
+        keep_alive_s: float | None = None,
+        **timeouts: float,
+    ) -> str:
         request_id = request_id or f"r{next(self._numbers)}"
-        timed = Timeouts(**timeouts)
-        request = Request(request_id=request_id, model=model, client=client, prompt="x", timeouts=timed)
-        self.do(self.pool.submit(request, self.now))
+        request = Request(
+            request_id=request_id,
+            model=model,
+            client=client,
+            prompt="x",
+            keep_alive_s=keep_alive_s,
+            timeouts=Timeouts(**timeouts),
+        )
+        nobody = ModelNotLoaded(f"{model} is not loaded", field="model")
+        self.do(self.pool.submit(request, self.on_demand.get(model, nobody), self.now))
         return request_id
 
     def abort(self, request_id: str) -> list[Effect]:

@@ -45,6 +45,7 @@ class Candidate:
     idle_s: float
     load_s: float
     size_bytes: int
+    is_busy: bool = False
 
 
 def estimate(order: LoadOrder, kv_plan_tokens: int) -> Need:
@@ -70,8 +71,9 @@ def estimate(order: LoadOrder, kv_plan_tokens: int) -> Need:
 
 def choose_victims(candidates: Iterable[Candidate], missing_bytes: float) -> tuple[str, ...] | None:
     """The fewest models whose end frees so much, in the order of priority, idleness and cost of loading them again for
-    each byte freed; None if all of them together would not do. Idle times are told apart by whole seconds."""
-    order = sorted(candidates, key=lambda c: (c.priority, -int(c.idle_s), c.load_s / max(c.size_bytes, 1), -c.idle_s))
+    each byte freed, the busy ones last; None if all of them together would not do. Idle times are told apart by whole
+    seconds; a busy model's is the time for which it has served."""
+    order = sorted(candidates, key=_place)
     chosen: list[Candidate] = []
     for candidate in order:
         if sum(c.size_bytes for c in chosen) >= missing_bytes:
@@ -84,6 +86,10 @@ def choose_victims(candidates: Iterable[Candidate], missing_bytes: float) -> tup
         if sum(c.size_bytes for c in chosen) - candidate.size_bytes >= missing_bytes:
             chosen.remove(candidate)
     return tuple(c.name for c in chosen)
+
+
+def _place(c: Candidate) -> tuple[float, ...]:
+    return c.is_busy, c.priority, -int(c.idle_s), c.load_s / max(c.size_bytes, 1), -c.idle_s
 
 
 class Budget:
@@ -111,12 +117,20 @@ class Budget:
 
     def plan(self, order: LoadOrder, now: float) -> LoadPlan:
         """What loading `order` now would need and evict, or why it cannot be."""
+        return self._plan(order, now, self._idle())
+
+    def plan_turn(self, order: LoadOrder, now: float, *, with_busy: bool) -> LoadPlan:
+        """The same for whom it is the turn of in the line for memory: what others wait for does not count; `with_busy`,
+        models in use may be evicted too."""
+        return self._plan(order, now, self._unpinned() if with_busy else self._idle(), is_turn=True)
+
+    def _plan(self, order: LoadOrder, now: float, victims: list[Model], *, is_turn: bool = False) -> LoadPlan:
         model = self._models.get(order.source.name)
         is_new = model is None or model.is_unloading or not model.order.same_model(order)
         held = 0 if model is None or is_new else sum(s.state in _HOLDS for s in model.slots[: order.replicas])
         need = self.need_of(order).times(order.replicas - held)
         leaving = self._leaving(order.source.name if is_new else None)
-        reserved = self._reserved(order)
+        reserved = self._reserved(order, is_turn=is_turn)
         missing = max(
             reserved - leaving + need.total_bytes - self._budget,
             self._measured() - leaving - self._settings.memory_soft_limit * self._budget,
@@ -128,11 +142,11 @@ class Budget:
             reserved_bytes=reserved,
             must_wait=not self._is_room(need, order),
         )
-        return plan if missing <= 0 or order.replicas == held else self._with_victims(plan, missing, now)
+        return plan if missing <= 0 or order.replicas == held else self._with_victims(plan, missing, victims, now)
 
-    def has_room(self, order: LoadOrder) -> bool:
-        """Whether one more worker of this order may start at once."""
-        return self._is_room(self.need_of(order), order)
+    def has_room(self, order: LoadOrder, slot: Slot | None = None) -> bool:
+        """Whether one more worker of this order may start at once, in this slot if one is given."""
+        return self._is_room(self.need_of(order), order, slot)
 
     def is_anything_leaving(self) -> bool:
         """Whether memory will come back without anybody asking."""
@@ -152,24 +166,25 @@ class Budget:
         """estimate() with the settings' planned tokens."""
         return estimate(order, self._settings.kv_plan_tokens)
 
-    def _is_room(self, need: Need, order: LoadOrder) -> bool:
+    def _is_room(self, need: Need, order: LoadOrder, own: Slot | None = None) -> bool:
         """Whether it fits beside the processes that there are, those still leaving too."""
         claims = [
             self.claim_bytes(slot, model.order)
             for model in self._models.values()
             for slot in model.slots
-            if slot.state is not _S.WAITING
+            if slot.state is not _S.WAITING and slot is not own
         ]
         return sum(claims) + self._spare_bytes(order) + need.total_bytes <= self._budget and not self.is_above_soft()
 
-    def _reserved(self, order: LoadOrder) -> int:
-        """All that is spoken for, but for what an earlier load of the same name still waits for."""
+    def _reserved(self, order: LoadOrder, *, is_turn: bool) -> int:
+        """All that is spoken for, but for what an earlier load of the same name still waits for, and whoever else has
+        to wait if it `is_turn` of this order."""
         found = self._spare_bytes(order)
         for model in self._models.values():
             is_own = model.name == order.source.name
-            counted = [slot for slot in model.slots if not (is_own and slot.state is _S.WAITING)]
+            counted = [slot for slot in model.slots if not ((is_own or is_turn) and slot.state is _S.WAITING)]
             found += sum(self.claim_bytes(slot, model.order) for slot in counted)
-            if model.next_order is not None and not is_own:
+            if model.next_order is not None and not (is_own or is_turn):
                 found += self.need_of(model.next_order).times(model.next_order.replicas).total_bytes
         return found
 
@@ -188,26 +203,33 @@ class Budget:
                     found += 0 if slot.is_recycled else self.claim_bytes(slot, model.order)
         return found
 
-    def _with_victims(self, plan: LoadPlan, missing: float, now: float) -> LoadPlan:
+    def _unpinned(self) -> list[Model]:
+        return [model for model in self._models.values() if not (model.is_unloading or model.pin)]
+
+    def _idle(self) -> list[Model]:
+        return [model for model in self._unpinned() if _why_kept(model) == ""]
+
+    def _candidate(self, model: Model, now: float) -> Candidate:
+        is_busy = _why_kept(model) != ""
+        since = model.last_used if not is_busy else now if model.ready_at is None else model.ready_at
+        return Candidate(
+            name=model.name,
+            priority=model.order.priority,
+            idle_s=now - since,
+            load_s=model.info.load_s if model.info else 0.0,
+            size_bytes=sum(self.claim_bytes(slot, model.order) for slot in model.slots if slot.state is not _S.WAITING),
+            is_busy=is_busy,
+        )
+
+    def _with_victims(self, plan: LoadPlan, missing: float, victims: list[Model], now: float) -> LoadPlan:
         if plan.need.total_bytes > self._budget:
             reason = f"{_needs(plan)}: more than the whole budget of {size(self._budget)} (memory_budget_bytes)"
             return replace(plan, fits=False, reason=reason)
-        candidates = [
-            Candidate(
-                name=model.name,
-                priority=model.order.priority,
-                idle_s=now - model.last_used,
-                load_s=model.info.load_s if model.info else 0.0,
-                size_bytes=sum(self.claim_bytes(slot, model.order) for slot in model.slots),
-            )
-            for model in self._models.values()
-            if model.name != plan.model and _why_kept(model) == ""
-        ]
-        victims = choose_victims(candidates, missing)
-        if victims is None:
+        chosen = choose_victims([self._candidate(each, now) for each in victims if each.name != plan.model], missing)
+        if chosen is None:
             budget = f"{size(plan.reserved_bytes)} of the budget of {size(self._budget)} are taken"
             return replace(plan, fits=False, reason=f"{_needs(plan)}; {budget}: {self._who_has_it()}")
-        return replace(plan, would_evict=victims, must_wait=True)
+        return replace(plan, would_evict=chosen, must_wait=True)
 
     def _who_has_it(self) -> str:
         found = []
@@ -298,7 +320,7 @@ def _why_kept(model: Model) -> str:
     """Why a model may not be evicted, in a word; "" if it may."""
     if model.is_unloading:
         return "being unloaded"
-    if model.order.pin:
+    if model.pin:
         return "pinned"
     if model.queue or any(slot.requests for slot in model.slots):
         return "busy"

@@ -5,7 +5,7 @@ Knows slots and the spare worker; knows no queues of requests and no tickets: th
 
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from forgellm.config import Settings
@@ -49,6 +49,7 @@ class Lifecycle:
         self._engine = _likely_engine(settings)
         self._lives = 0
         self._out = out
+        self.may_start: Callable[[LoadOrder, Slot], bool] = lambda order, slot: True  # there is room: the pool's word
         self._restart = RestartPolicy(
             initial_s=settings.backoff_initial_s,
             max_s=settings.backoff_max_s,
@@ -78,16 +79,23 @@ class Lifecycle:
         options = replace(order.options, warm_up=not slot.was_ready)
         self._out.do(Send(slot.life, Load(order.source, options)))
 
-    def restart(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
-        """Start at a user's word: whatever went wrong before is forgotten."""
+    def forget(self, slot: Slot) -> None:
+        """Before a start at a user's word: whatever went wrong before does not count."""
         slot.was_ready = slot.spawn_retried = False
         slot.crashes.clear()
         self._spare_failures = 0
-        self.start(slot, order, now, reason)
+
+    def start_or_wait(self, slot: Slot, order: LoadOrder, now: float, reason: str) -> None:
+        """Start if there is room; else hold the start back until other processes have given memory back."""
+        if self.may_start(order, slot):
+            self.start(slot, order, now, reason)
+        else:
+            self.wait(slot, now)
 
     def wait(self, slot: Slot, now: float) -> None:
-        """Hold a start back until other processes have given their memory back."""
-        self._move(slot, _S.WAITING, now, "waits for memory that is being given back")
+        """Hold a start back, in the line for memory."""
+        slot.is_recycled = False
+        self._move(slot, _S.WAITING, now, "waits for memory")
 
     def refuse(self, slot: Slot, failure: ForgeLLMError, now: float) -> None:
         """Give up a start that was held back: the memory did not come."""
@@ -100,11 +108,6 @@ class Lifecycle:
             self._move(slot, _S.DRAINING, now, reason, now + self._settings.drain_timeout_s)
         else:
             self.stop(slot, now, reason)
-
-    def half_open(self, slot: Slot, order: LoadOrder, now: float) -> None:
-        """A failed replica that used to serve gets one more try when it is wanted again, a while later."""
-        if slot.state is _S.FAILED and slot.was_ready and now - slot.since >= self._settings.backoff_max_s:
-            self.start(slot, order, now, "tried again after failing")
 
     def event(self, slot: Slot, event: Event, now: float) -> bool:
         """Take in what a worker says of itself. Returns whether the slot became ready."""
@@ -151,20 +154,20 @@ class Lifecycle:
         if slot.state is _S.STOPPING:
             self._move(slot, _S.STOPPED, now, slot.reason)
             if slot.is_recycled:
-                self.start(slot, order, now, slot.reason)
+                self.start_or_wait(slot, order, now, slot.reason)
         elif slot.failure is not None and not (slot.was_ready and isinstance(slot.failure, WorkerDied)):
             self._give_up(slot, slot.failure, now)
         elif slot.was_ready and is_explained:
             slot.restarts += 1
             slot.crashes = slot.crashes[:-1]
             self._move(slot, _S.BACKOFF, now, words)
-            self.start(slot, order, now, words)
+            self.start_or_wait(slot, order, now, words)
         elif slot.was_ready:
             self._crashed(slot, order, words, now)
         elif slot.state is _S.STARTING and not slot.is_imported and not slot.spawn_retried:
             slot.spawn_retried = True  # once, silently: something outside killed it before it could say a word
             self._move(slot, _S.BACKOFF, now, words)
-            self.start(slot, order, now, "died at its start; tried once more")
+            self.start_or_wait(slot, order, now, "died at its start; tried once more")
         else:
             doing = "loading" if slot.state is _S.LOADING else "starting"
             self._give_up(slot, WorkerDied(f"{words}, while {doing}"), now)
@@ -180,7 +183,7 @@ class Lifecycle:
             return
         self._move(slot, _S.BACKOFF, now, words, now + delay_s)
         if delay_s == 0:
-            self.start(slot, order, now, words)
+            self.start_or_wait(slot, order, now, words)
 
     def _give_up(self, slot: Slot, failure: ForgeLLMError, now: float) -> None:
         slot.failure = failure
@@ -216,7 +219,7 @@ class Lifecycle:
         """The slot's deadline has come: the next rung, the next try, or the end of one that never answered."""
         match slot.state:
             case _S.BACKOFF:
-                self.start(slot, order, now, slot.reason)
+                self.start_or_wait(slot, order, now, slot.reason)
             case _S.DRAINING:
                 self._abort_all(slot)
                 self.stop(slot, now, slot.reason)

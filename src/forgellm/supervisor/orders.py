@@ -10,7 +10,7 @@ import psutil
 
 from forgellm import catalog
 from forgellm.config import ModelConfig, Settings
-from forgellm.errors import InvalidRequest
+from forgellm.errors import ForgeLLMError, InvalidRequest, ModelNotLoaded
 from forgellm.messages import EngineOptions
 from forgellm.supervisor import deadlines
 from forgellm.supervisor.slots import LoadOrder
@@ -45,6 +45,7 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
         if adapter_path is None:
             raise InvalidRequest("name a model to load, or an adapter", field="model_name")
         model = catalog.adapter_base(adapter_path, settings)
+    model = settings.model_name(model)
     config = settings.models.get(model) or ModelConfig(source=model)
     free_bytes = min(psutil.virtual_memory().available, budget_bytes)
     return LoadOrder(
@@ -66,4 +67,27 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
         system_prompt=config.system_prompt if system_prompt is None else system_prompt,
         progress_timeout_s=config.progress_timeout_s,
         timeouts=deadlines.of(config),
+        on_demand=_is_on_demand(settings, config),
+        aliases=settings.aliases_of(model),
     )
+
+
+def demanded(settings: Settings, budget_bytes: int, model: str) -> LoadOrder | ForgeLLMError:
+    """How to load a model that a request names and that nobody loaded; or why a request may not have it loaded, or why
+    it cannot be. `model` is no alias."""
+    if not _is_on_demand(settings, settings.models.get(model) or ModelConfig(source=model)):
+        return ModelNotLoaded(
+            f'{model} is not loaded, and its load_policy is "preloaded"; load it first', field="model"
+        )
+    if model.startswith(("/", "./", "~")):  # or whoever may ask could have any folder of this machine read
+        return ModelNotLoaded(
+            f"{model} is not loaded, and requests load nothing by its path; load it first", field="model"
+        )
+    try:
+        return load_order(settings, budget_bytes, model, {})
+    except ForgeLLMError as error:
+        return error
+
+
+def _is_on_demand(settings: Settings, config: ModelConfig) -> bool:
+    return config.preload or (config.load_policy or settings.load_policy) == "on_demand"

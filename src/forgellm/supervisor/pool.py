@@ -11,9 +11,6 @@ from forgellm.config import Settings
 from forgellm.errors import (
     ForgeLLMError,
     InsufficientMemory,
-    ModelFailed,
-    ModelNotLoaded,
-    ModelUnloading,
     PoolFull,
     QueueFull,
     ShuttingDown,
@@ -52,34 +49,33 @@ class Pool:
         self._models: dict[str, Model] = {}
         limit = settings.memory_budget_bytes if budget_bytes is None else budget_bytes
         self._budget = Budget(settings, limit, self._models, self._life)
+        self._life.may_start = self._budget.has_room
         self._requests = Requests(settings, self._out, self._life, self._models)
         self._drains = Drains(self._out, self._requests, self._models)
         self._renewal = Renewal(self._life, self._budget, self._requests)
         self._loads = Loads(
-            self._out, self._life, self._budget, self._requests, renewal=self._renewal, models=self._models
+            settings, self._out, self._life, self._budget, self._requests, renewal=self._renewal, models=self._models
         )
 
     # What users ask for ----------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, now: float) -> list[Effect]:
-        """Run a request on the least loaded ready worker of its model, or queue it, or refuse it."""
-        model = self._models.get(request.model)
-        if self._loads.is_stopping:
-            self._out.deliver(request.request_id, _shutting_down())
-        elif drained := self._drains.refusal(request.model):
-            self._out.deliver(request.request_id, drained)
-        elif model is None:
-            missing = ModelNotLoaded(f"the model {request.model} is not loaded; load it first", field="model")
-            self._out.deliver(request.request_id, missing)
-        elif refusal := self._refusal(model, now):
+    def submit(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> list[Effect]:
+        """Run a request on the least loaded ready worker of its model, or queue it, or refuse it.
+
+        `missing`: how to load the model if it is not, or what to answer then."""
+        name = request.model
+        refusal = _shutting_down() if self._loads.is_stopping else self._drains.refusal(name) or self._full(name)
+        if refusal := refusal or self._loads.provide(name, missing, now):
             self._out.deliver(request.request_id, refusal)
         else:
-            self._requests.take(request, model, now)
+            self._requests.take(request, self._models[request.model], now)
+            self._loads.admit(now)
         return self._out.take()
 
     def abort(self, request_id: str, now: float) -> list[Effect]:
         """End a request early. A queued one ends here, a running one with its worker's last chunk."""
         self._requests.abort(request_id, now)
+        self._loads.admit(now)
         return self._out.take()
 
     def load(self, order: LoadOrder, ticket: str, now: float) -> list[Effect]:
@@ -90,6 +86,7 @@ class Pool:
             self._out.deliver(ticket, _shutting_down())
             return self._out.take()
         self._loads.load(order, ticket, now)
+        self._loads.admit(now)
         return self._out.take()
 
     def plan(self, order: LoadOrder, now: float) -> LoadPlan:
@@ -141,10 +138,13 @@ class Pool:
             self._requests.failed(slot, event, now)
         elif self._life.event(slot, event, now):
             model = self._models[slot.model]
-            model.info = event.info if isinstance(event, Ready) else model.info
+            if isinstance(event, Ready):
+                model.info, model.ready_at = event.info, now if model.ready_at is None else model.ready_at
             self._loads.settle(model, now)
         if slot is not None:
             self._renewal.look(self._models[slot.model], now)
+            if not slot.requests:
+                self._loads.admit(now)
         return self._out.take()
 
     def exited(self, life: int, exit_code: int, words: str, now: float) -> list[Effect]:
@@ -199,11 +199,14 @@ class Pool:
         for model in list(self._models.values()):
             for slot in list(model.slots):
                 if slot.deadline is not None and now >= slot.deadline:
+                    if model.is_put_away and slot.state is _S.DRAINING:
+                        self._requests.move_away(slot)
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
-                self._loads.evict(model, "idle", f"idle for {model.order.ttl_s:g} s", now)
+                self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
         self._requests.expire(now)
         self._drains.tick(now)
+        self._loads.admit(now)
         self._life.tick_spares(now)
         self._loads.ensure_spare(now)
         return self._out.take()
@@ -216,6 +219,7 @@ class Pool:
         yield self._life.spare_deadline()
         yield self._requests.next_deadline()
         yield self._drains.deadline()
+        yield self._loads.turn_at
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
             yield _idle_deadline(model)
@@ -246,18 +250,10 @@ class Pool:
 
     # Requests --------------------------------------------------------------------------------------------------------
 
-    def _refusal(self, model: Model, now: float) -> ForgeLLMError | None:
-        """Why a request for this model cannot even wait, or None."""
-        if model.is_unloading:
-            return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
-        if not model.will_serve():
-            for slot in model.slots if self._budget.has_room(model.order) else ():
-                self._life.half_open(slot, model.order, now)
-        if not model.will_serve():
-            slot = model.slots[0]
-            retry_after_s = max(RETRY_AFTER_S, slot.since + self._settings.backoff_max_s - now)
-            return ModelFailed(f"{model.name} has failed: {slot.reason}", retry_after_s=retry_after_s)
-        if len(model.queue) >= self._settings.max_queue:
+    def _full(self, name: str) -> ForgeLLMError | None:
+        """Why one request more cannot wait, or None."""
+        model = self._models.get(name)
+        if model and len(model.queue) >= self._settings.max_queue:
             full = f"{len(model.queue)} requests wait for {model.name} already; try again later"
             return QueueFull(full, retry_after_s=min(max(RETRY_AFTER_S, model.pace_s), MAX_RETRY_AFTER_S))
         waiting = sum(len(each.queue) for each in self._models.values())
@@ -287,6 +283,6 @@ def _shutting_down() -> ShuttingDown:
 def _idle_deadline(model: Model) -> float:
     """When a model that nobody uses is to be unloaded; infinite without a ttl, while pinned, loading or in use."""
     is_idle = not model.queue and all(slot.state is _S.READY and not slot.requests for slot in model.slots)
-    if model.order.ttl_s is None or model.order.pin or not is_idle or model.is_unloading:
+    if model.ttl_s is None or model.pin or not is_idle or model.is_unloading:
         return math.inf
-    return model.last_used + model.order.ttl_s
+    return model.last_used + model.ttl_s

@@ -36,6 +36,8 @@ class Requests:
     def take(self, request: Request, model: Model, now: float) -> None:
         """Queue a request of a model that will serve it, and send it on if a place is free."""
         model.last_used = now
+        if request.keep_alive_s is not None:
+            model.keep_alive_s = request.keep_alive_s
         model.queue.append(request.request_id, request.client)
         limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
         asked = self.asked[request.request_id] = Asked(
@@ -87,6 +89,7 @@ class Requests:
         """A queued request is gone; a place that was kept for it is somebody else's."""
         request_id, model = asked.request.request_id, self._models[asked.request.model]
         model.queue.remove(request_id)
+        model.last_used = now
         del self.asked[request_id]
         self.dispatch(model, now)
 
@@ -130,7 +133,8 @@ class Requests:
         Returns whether something was."""
         left = [asked for request_id, asked in self.asked.items() if request_id in slot.requests]
         slot.requests.clear()
-        charge(left, now, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
+        at_work = [asked for asked in left if not asked.is_moving]  # the others were told to stop
+        charge(at_work, now, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
         for asked in reversed(left):
             request_id = asked.request.request_id
             if asked.is_over:
@@ -144,7 +148,7 @@ class Requests:
                 model.moves += 1
                 model.queue.append_again(request_id)
                 self._deadlines.watch(asked)
-        if model.is_unloading:
+        if model.is_unloading and not model.is_put_away:
             self.refuse_queue(model, ModelUnloading(f"{model.name} is being unloaded, and {words}"))
         return any(map(is_quarantined, left))
 

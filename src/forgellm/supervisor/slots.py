@@ -23,6 +23,8 @@ class LoadOrder:
     system_prompt: str | None = None
     progress_timeout_s: float | None = None  # None: the setting
     timeouts: Timeouts = field(default_factory=Timeouts)
+    on_demand: bool = True  # whether a request may have it loaded
+    aliases: tuple[str, ...] = ()
 
     def same_model(self, other: "LoadOrder") -> bool:
         """Whether workers loaded for one order can serve the other."""
@@ -111,6 +113,9 @@ class Model:
     next_tickets: list[str] = field(default_factory=list)
     is_unloading: bool = False
     is_drained: bool = False  # takes no new requests until it is resumed
+    is_put_away: bool = False  # unloading by the pool's own decision: requests wait until it is loaded again
+    keep_alive_s: float | None = None  # as the last request that said something of it wants
+    ready_at: float | None = None  # when the first of its workers was ready
     freed_bytes: int = 0
     info: ModelInfo | None = None
     ended_at: float | None = None
@@ -120,6 +125,29 @@ class Model:
     @property
     def name(self) -> str:
         return self.order.source.name
+
+    @property
+    def ttl_s(self) -> float | None:
+        """Idle seconds after which it is unloaded."""
+        return self.order.ttl_s if self.keep_alive_s is None or self.keep_alive_s < 0 else self.keep_alive_s
+
+    @property
+    def pin(self) -> bool:
+        """Whether only an unload ends it."""
+        return self.order.pin or (self.keep_alive_s is not None and self.keep_alive_s < 0)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self.queue or self.load_tickets)
+
+    def waiting(self) -> list[Slot]:
+        """The slots that wait for memory."""
+        return [slot for slot in self.slots if slot.state is WorkerState.WAITING]
+
+    def failed(self) -> list[Slot]:
+        """The slots that have given up."""
+        return [slot for slot in self.slots if slot.state is WorkerState.FAILED]
 
     def request_ended(self, now: float) -> None:
         """One of its requests has ended on a worker."""

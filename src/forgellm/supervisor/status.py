@@ -56,6 +56,7 @@ class ModelStatus:
     max_kv_size: int | None
     info: ModelInfo | None
     workers: tuple[WorkerStatus, ...]
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,8 @@ class PoolStatus:
         return f"{self.log_stem}{life}.log"
 
     def model(self, name: str) -> ModelStatus | None:
-        """The model of that name, or None if it is not loaded."""
-        return next((model for model in self.models if model.name == name), None)
+        """The model of that name or alias, or None if it is not loaded."""
+        return next((model for model in self.models if name == model.name or name in model.aliases), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

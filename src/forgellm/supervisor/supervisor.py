@@ -11,12 +11,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from forgellm import catalog
 from forgellm.config import Settings
-from forgellm.errors import ModelLoading, ModelUnloading, ShuttingDown, StartupError
+from forgellm.errors import ForgeLLMError, ModelLoading, ModelUnloading, ShuttingDown, StartupError
 from forgellm.messages import Event, Prefill, Request, Timeouts
 from forgellm.supervisor import narrator
 from forgellm.supervisor.asking import embedding_request, python_request, seeded
@@ -35,9 +36,10 @@ from forgellm.supervisor.memory import (
     automatic_budget_bytes,
     footprints,
 )
-from forgellm.supervisor.orders import LoadOptions, load_order
+from forgellm.supervisor.orders import LoadOptions, demanded, load_order
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost, log_stem
+from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 from forgellm.supervisor.tally import Tally
 from forgellm.supervisor.tickets import Ticket, TicketScope
@@ -153,12 +155,13 @@ class Supervisor:
 
         Running requests finish first, for at most drain_timeout_s, unless `force`. Raises ModelUnloading if
         `timeout_s` passes first, while the unload goes on."""
+        name = self._real_name(model)
         measured = footprints(self._crew.pids()) if self._crew else {}
         with self._ticket() as (ticket_id, ticket):
 
             def unload(now: float) -> list[Effect]:
                 measure = self._pool.memory(measured, now)
-                return [*measure, *self._pool.unload(model, ticket_id, now, force=force)]
+                return [*measure, *self._pool.unload(name, ticket_id, now, force=force)]
 
             self._post(unload)
             outcome = ticket.wait(timeout_s)
@@ -171,8 +174,9 @@ class Supervisor:
 
         What is not finished after `timeout_s` (None: drain_timeout_s) is aborted. Raises ModelNotLoaded."""
         limit_s = self.settings.drain_timeout_s if timeout_s is None else timeout_s
+        name = self._real_name(model)
         with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: self._pool.drain(model, ticket_id, limit_s, now))
+            self._post(lambda now: self._pool.drain(name, ticket_id, limit_s, now))
             outcome = ticket.wait(limit_s + GRACE_S + START_DEADLINE_S)
         if not isinstance(outcome, Drained):
             raise ShuttingDown("the supervisor does not answer")
@@ -180,7 +184,8 @@ class Supervisor:
 
     def resume(self, model: str | None = None) -> None:
         """Undo drain(), for a model or (None) for all."""
-        self._post(lambda now: self._pool.resume(model, now))
+        name = self._real_name(model)
+        self._post(lambda now: self._pool.resume(name, now))
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of the last change. Never blocks."""
@@ -210,11 +215,17 @@ class Supervisor:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Generation:
-        """Run a request. Raises nothing: every error arrives through the Generation."""
+        """Run a request, on a model that it may have loaded if nobody did (`load_policy`).
+
+        Raises nothing: every error arrives through the Generation, the load's own too. Looks at the model's files, for
+        some milliseconds, unless it is loaded or on its way."""
         request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
+        name = self.settings.model_name(request.model)
+        is_there = self._status.model(name) is not None
+        missing = _just_gone(name) if is_there else demanded(self.settings, self._budget_bytes, name)
         self._readers[request.request_id] = weakref.ref(generation)
-        self._post(lambda now: self._submit(request, now))
+        self._post(lambda now: self._submit(replace(request, model=name), missing, now))
         return generation
 
     def generate(
@@ -257,9 +268,9 @@ class Supervisor:
         """End a request early; unknown or ended ones are ignored."""
         self._post(lambda now: self._pool.abort(request_id, now))
 
-    def _submit(self, request: Request, now: float) -> list[Effect]:
+    def _submit(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> list[Effect]:
         self._tally.asked(request, now)
-        return self._pool.submit(request, now)
+        return self._pool.submit(request, missing, now)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -380,6 +391,9 @@ class Supervisor:
             self._post(lambda now: [Deliver(ticket_id, news)])
             ticket.wait(START_DEADLINE_S)
 
+    def _real_name(self, model: str | None) -> str | None:
+        return None if model is None else self.settings.model_name(model)
+
     def _ticket(self) -> TicketScope:
         return TicketScope(self._readers)
 
@@ -396,6 +410,11 @@ class Supervisor:
 
 def _is_last(effect: Deliver) -> bool:
     return not isinstance(effect.news, tuple) or effect.news[4] is not None
+
+
+def _just_gone(name: str) -> ModelUnloading:
+    """The answer if the model that was there a moment ago is not when the request reaches the pool."""
+    return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
 
 
 _tested = threading.Lock()
