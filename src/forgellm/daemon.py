@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
     from forgellm.control.server import ControlServer
+    from forgellm.control.unix import UnixAddress
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Restore
 
@@ -80,10 +81,12 @@ def _serve(
     from forgellm.control.frames import RELEASE, Identity
     from forgellm.control.server import ControlServer
     from forgellm.control.unix import UnixAddress, UnixListener
+    from forgellm.notify import Notifier
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Journal, JournalKeeper
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    notifier = Notifier()
     gate = Gate(settings.max_streams)
     supervisor = Supervisor(settings)
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
@@ -102,22 +105,27 @@ def _serve(
         listener.listen()
         control.start()
         server.start()
-        log.info("serving on %s and %s", server.url, address)
-        if on_ready is not None:
-            on_ready(server.url)
+        _tell_ready(server.url, address, on_ready)
+        notifier.ready(f"serving on {server.url}", supervisor.is_alive)
         signals.wait()
-        log.info(
-            "stopping: no new requests; running ones have %g s (another signal ends them)", settings.shutdown_grace_s
-        )
+        notifier.stopping()
         _drain(signals, gate, control, settings.shutdown_grace_s)
         keeper.close()
     finally:
         _stop(gate, control, supervisor, server)
         listener.close()
+        notifier.close()
+
+
+def _tell_ready(url: str, address: "UnixAddress", on_ready: Callable[[str], None] | None) -> None:
+    log.info("serving on %s and %s", url, address)
+    if on_ready is not None:
+        on_ready(url)
 
 
 def _drain(signals: "_StopSignals", gate: "Gate", control: "ControlServer", grace_s: float) -> None:
     """Nobody is let in any more; those inside have `grace_s`, or until somebody is impatient."""
+    log.info("stopping: no new requests; running ones have %g s (another signal ends them)", grace_s)
     deadline = time.monotonic() + grace_s
     gate.drain()
     control.drain()

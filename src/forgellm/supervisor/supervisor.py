@@ -202,6 +202,14 @@ class Supervisor:
             raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
         return outcome
 
+    def is_alive(self, timeout_s: float) -> bool:
+        """Whether the supervisor's thread answers in time."""
+        try:
+            self.counts(timeout_s=timeout_s)
+        except ShuttingDown:
+            return False
+        return True
+
     def watch(self, wants: Callable[[str], bool] | None = None) -> Watch:
         """Follow what happens to models and their workers from now on: moves between states, loads, deaths, evictions.
 
