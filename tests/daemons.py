@@ -23,6 +23,7 @@ class Daemon:
     process: subprocess.Popen[str]
     url: str
     http: httpx2.Client
+    folder: Path
 
     def family(self) -> list[psutil.Process]:
         """Every living descendant."""
@@ -63,7 +64,7 @@ def daemon(
             assert line, f"it did not start: {(folder / 'daemon.log').read_text()}"
             url = json.loads(line)["url"]
             with httpx2.Client(base_url=url, timeout=20, trust_env=False) as http:
-                yield Daemon(process, url, http)
+                yield Daemon(process, url, http, folder)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -52,10 +52,15 @@ def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[
     requests are answered. 0: a clean stop; 2: settings, or a preloaded model, that cannot be used; 3: the address is in
     use (told before any worker is started); 1: anything else. The reason goes to stderr.
     """
+    return run_until_stopped(settings, lambda signals: _serve(settings, preload, on_ready, signals))
+
+
+def run_until_stopped(settings: Settings, serve: Callable[["StopSignals"], None]) -> int:
+    """Log to stderr, call `serve`, which returns after a signal, and turn what goes wrong into an exit code."""
     logs.set_up(settings)
     try:
-        with _stop_signals() as signals:
-            _serve(settings, preload, on_ready, signals)
+        with stop_signals() as signals:
+            serve(signals)
     except ForgeLLMError as error:
         sys.stderr.write(f"Error: {error.message}\n")
         return exit_code(error)
@@ -73,7 +78,7 @@ def _serve(
     settings: Settings,
     preload: Sequence[str],
     on_ready: Callable[[str], None] | None,
-    signals: "_StopSignals",
+    signals: "StopSignals",
 ) -> None:
     from forgellm.api.app import create_app
     from forgellm.api.gate import Gate
@@ -123,23 +128,23 @@ def _tell_ready(url: str, address: "UnixAddress", on_ready: Callable[[str], None
         on_ready(url)
 
 
-def _drain(signals: "_StopSignals", gate: "Gate", control: "ControlServer", grace_s: float) -> None:
+def _drain(signals: "StopSignals", gate: "Gate", control: "ControlServer", grace_s: float) -> None:
     """Nobody is let in any more; those inside have `grace_s`, or until somebody is impatient."""
     log.info("stopping: no new requests; running ones have %g s (another signal ends them)", grace_s)
     deadline = time.monotonic() + grace_s
     gate.drain()
     control.drain()
-    threading.Thread(target=_be_impatient, args=(signals, gate, control), name="signals", daemon=True).start()
+    threading.Thread(target=be_impatient, args=(signals, gate, control), name="signals", daemon=True).start()
     gate.wait_empty(grace_s)
     control.wait_empty(max(0.0, deadline - time.monotonic()))
 
 
-def _be_impatient(signals: "_StopSignals", gate: "Gate", control: "ControlServer") -> None:
+def be_impatient(signals: "StopSignals", *inside: "Gate | ControlServer") -> None:
     """A second signal ends running requests now; a third ends everything: the guardian buries the workers."""
     signals.wait()
     log.warning("stopping at once; a third signal ends the daemon as it is")
-    gate.close()
-    control.close()
+    for each in inside:
+        each.close()
     signals.wait()
     os._exit(EXIT_FAILED)
 
@@ -179,7 +184,7 @@ def _restore(supervisor: "Supervisor", restore: "Restore") -> None:
             log.warning("%s is not loaded again: %s", load.model, error.message)
 
 
-class _StopSignals:
+class StopSignals:
     """SIGTERM, SIGINT and SIGHUP as bytes in a pipe, for any thread to wait() at."""
 
     def __init__(self) -> None:
@@ -192,12 +197,12 @@ class _StopSignals:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_StopSignals]:
+def stop_signals() -> Iterator[StopSignals]:
     """The signals that stop the daemon; the old handlers come back at the end. The pipe stays: a thread waits at it.
 
     The byte is written by the interpreter's C handler, at once and in whatever thread the system chose. A handler in
     Python would only run when the main thread wakes, which a signal that another thread got does not make it do."""
-    signals = _StopSignals()
+    signals = StopSignals()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     previous_fd = signal.set_wakeup_fd(signals.writer, warn_on_full_buffer=False)
     previous = {number: signal.signal(number, lambda number, frame: None) for number in numbers}

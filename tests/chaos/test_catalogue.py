@@ -25,10 +25,10 @@ API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
 UNIX = "control/test_unix.py::"
 SOCKET = "control/test_control_server.py::"
+WEB = "e2e/test_web.py::"
 MANAGER = "e2e/test_model_manager.py::"
 DAEMON = "e2e/test_daemon_process.py::"
 NOT_YET = "not yet: "
-CONTROL = f"{NOT_YET}there is no control socket between processes yet"
 GUARDIAN = f"{ORPHANS}test_a_killed_guardian_is_replaced_within_seconds"
 SIGNALS = f"{FAULTS}test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token"
 NO_PYTHON = f"{FAULTS}test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two_tries"
@@ -261,10 +261,14 @@ ROWS: dict[int, Row] = {
         f"{API}test_more_requests_than_max_streams_get_503_and_status_still_answers",
         f"{NOT_YET}with nine requests, not with ten thousand",
     ),
-    70: ("gunicorn's sync workers", f"{NOT_YET}no other web process can use a pool before the control socket is there"),
+    70: (
+        "gunicorn's sync workers",
+        f"{WEB}test_chaos_070_sync_workers_are_refused_at_the_start_with_the_reason",
+        f"{WEB}test_chaos_070_a_stream_outlasts_the_timeout_of_gunicorns_threads",
+    ),
     71: (
         "a web worker is killed in mid-stream",
-        f"{NOT_YET}no other web process can use a pool before the control socket is there",
+        f"{WEB}test_chaos_071_a_web_process_that_is_killed_takes_its_own_requests_along_and_no_other",
     ),
     72: ("the port is in use", f"{DAEMON}test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker"),
     73: (
@@ -320,9 +324,13 @@ ROWS: dict[int, Row] = {
         "the supervisor restarts under a live web server",
         f"{MANAGER}test_chaos_087_streams_of_a_client_go_on_with_the_next_daemon",
         f"{MANAGER}test_chaos_087_a_client_that_may_starts_the_next_daemon_itself",
+        f"{WEB}test_chaos_087_gunicorn_needs_no_restart_when_the_daemon_does",
         f"{MANAGER}test_chaos_087_without_a_next_daemon_the_streams_end_when_their_time_is_over",
     ),
-    88: ("the web server starts first", CONTROL),
+    88: (
+        "the web server starts first",
+        f"{WEB}test_chaos_088_a_web_server_that_starts_first_finds_the_daemon_when_it_comes",
+    ),
     89: (
         "versions of the protocol that differ",
         f"{SOCKET}test_chaos_089_another_version_is_refused_with_both_named",

@@ -18,6 +18,7 @@ from forgellm.messages import Request
 from forgellm.supervisor import Loaded, PoolStatus
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.supervisor import Settings
+from forgellm.supervisor.watch import Watch, Watches
 
 
 @dataclass
@@ -29,6 +30,7 @@ class FakePool:
     submitted: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     loads: list[dict[str, Any]] = field(default_factory=list)
+    watches: Watches = field(default_factory=Watches)
 
     def status(self) -> PoolStatus:
         if self.error is not None:
@@ -44,6 +46,9 @@ class FakePool:
         generation = Generation(request.request_id, request.model, self.abort)
         self.on_submit(request, generation)
         return generation
+
+    def watch(self) -> Watch:
+        return self.watches.begin()
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

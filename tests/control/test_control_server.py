@@ -27,6 +27,8 @@ from forgellm.errors import (
     VersionSkew,
 )
 from forgellm.messages import Request, Usage
+from forgellm.states import WorkerState
+from forgellm.supervisor.effects import Announce, Died, Evicted, Progressed
 
 SOON_S = 5.0
 
@@ -286,3 +288,39 @@ def test_a_server_that_drains_lets_generations_end_and_takes_no_new_one(tmp_path
             words("the end")(*running[0])
             assert generation.result().text == "the end"
         assert place.server.wait_empty(2.0)
+
+
+# What happens --------------------------------------------------------------------------------------------------------
+
+CHANGES = [
+    Announce("m#1", 1, WorkerState.STARTING, WorkerState.LOADING, "load"),
+    Progressed("m#1", 1, 0.5, "reading weights"),
+    Died("other#1", 2, "killed", "was killed"),
+    Evicted("m", "idle", "its ttl is over"),
+]
+
+
+def test_who_follows_hears_what_happens_and_of_the_end(tmp_path, no_leaks):
+    with served(tmp_path) as place, client(place).watch() as watch:
+        place.pool.watches.take(CHANGES)
+        assert watch.take(2.0) == CHANGES
+        assert watch.take(0.0) == []
+        place.pool.watches.end()
+        assert watch.take(2.0) == []
+        assert watch.has_ended
+        assert not watch.is_lost
+
+
+def test_who_follows_one_model_hears_of_no_other(tmp_path):
+    with served(tmp_path) as place, client(place).watch(lambda name: name == "other") as watch:
+        place.pool.watches.take(CHANGES)
+        assert watch.take(2.0) == [CHANGES[2]]
+
+
+def test_a_follower_that_leaves_is_forgotten_and_a_daemon_that_ends_is_noticed(tmp_path):
+    with served(tmp_path) as place:
+        client(place).watch().close()
+        stays = client(place).watch()
+        wait_until(lambda: len(place.pool.watches._all) == 1, 2.0)
+    wait_until(lambda: stays.take(0.1) == [] and stays.has_ended, 2.0)
+    stays.close()

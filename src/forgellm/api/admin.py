@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.readiness import Readiness, readiness
-from forgellm.errors import ShuttingDown
+from forgellm.errors import ShuttingDown, SupervisorUnavailable
 
 blueprint = Blueprint("admin", __name__)
 
@@ -36,6 +36,6 @@ def _readiness() -> Readiness:
         return Readiness(is_ready=False, reasons=("it is shutting down",))
     try:
         counts = ctx.pool.counts(timeout_s=ANSWER_TIMEOUT_S)
-    except ShuttingDown as error:
+    except (ShuttingDown, SupervisorUnavailable) as error:
         return Readiness(is_ready=False, reasons=(error.message,))
     return readiness(ctx.pool.status(), counts, ctx.settings.readiness_timeout_s)

@@ -14,6 +14,7 @@ from forgellm.api.errors import ClientGone, Problem, problem_of
 from forgellm.api.gate import Gate
 from forgellm.api.ndjson import POLL_S, WRITE_EVERY_S, IsGone
 from forgellm.api.pool import Pool
+from forgellm.api.wsgi_host import client_gone
 from forgellm.errors import ShuttingDown
 from forgellm.messages import Request, Usage
 from forgellm.supervisor.generation import Generation, Token
@@ -102,15 +103,9 @@ class Answers:
 def begin(requests: Sequence[Request]) -> Answers:
     """Submit the requests of the HTTP request that is being served; the first one's id names them all."""
     ctx = context()
-    answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, is_client_gone())
+    answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, client_gone(request.environ))
     access.follow(answers.generations)
     return answers
-
-
-def is_client_gone() -> IsGone:
-    """Asks waitress whether the connection is closed; under another server, and in tests, it never is."""
-    found: IsGone | None = request.environ.get("waitress.client_disconnected")
-    return found or (lambda: False)
 
 
 def stream(

@@ -20,18 +20,22 @@ from forgellm.api.context import EXTENSION, Context
 from forgellm.api.gate import Gate
 from forgellm.api.guarded_pool import GuardedPool
 from forgellm.api.pool import Pool
-from forgellm.config import Settings
+from forgellm.api.wsgi_host import refuse_sync_workers
+from forgellm.config import Settings, load_settings
 
 DIALECTS = (native.DIALECT, openai.DIALECT)
 """Every family of routes; what is printed about routes and parameters comes from here."""
 
 
-def create_app(pool: Pool, settings: Settings, gate: Gate | None = None) -> Flask:
-    """The WSGI application over `pool`, a Supervisor or anything with its verbs.
+def create_app(pool: Pool, settings: Settings | None = None, gate: Gate | None = None) -> Flask:
+    """The WSGI application over `pool`, a Supervisor, a ModelManager or anything with their verbs.
 
+    `settings`: those of the environment if there are none.
     `gate` bounds the requests that hold a thread; the server that runs the app closes it to stop.
-    Raises ConfigError for a keys file that cannot be used.
+    Raises ConfigError for a keys file, or a WSGI server, that cannot be used.
     """
+    refuse_sync_workers()
+    settings = settings or load_settings()
     app = Flask("forgellm", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.extensions[EXTENSION] = Context(GuardedPool(pool), settings, gate or Gate(settings.max_streams))

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from forgellm.api import sse
-from forgellm.api.answers import is_client_gone
 from forgellm.api.context import context
 from forgellm.api.status import model_picture, wall_clock
+from forgellm.api.wsgi_host import client_gone
 from forgellm.supervisor.effects import Announce, Died, Evicted
 from forgellm.supervisor.status import PoolStatus
 from forgellm.supervisor.watch import Change, Watch, model_of
@@ -30,7 +30,7 @@ def events() -> Response:
     except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
         ctx.gate.leave()
         raise
-    gone = is_client_gone()
+    gone = client_gone(request.environ)
     frames = _frames(watch, ctx.pool.status(), lambda: gone() or ctx.gate.is_draining)
     response = Response(frames, mimetype=sse.MIMETYPE)
     response.headers["Cache-Control"] = "no-store"

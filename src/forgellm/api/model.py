@@ -1,6 +1,5 @@
 """The `/api/model/*` routes of docs/http-api.md. Each view decodes, calls the pool, and encodes; it decides nothing."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 from flask import Blueprint, Response, request
@@ -10,6 +9,7 @@ from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
 from forgellm.api.status import info_body, plan_body, status_body
+from forgellm.api.wsgi_host import client_gone
 from forgellm.errors import InvalidRequest, ModelNotLoaded
 
 blueprint = Blueprint("model", __name__, url_prefix="/api/model")
@@ -85,7 +85,7 @@ def generate() -> Response:
         raise ModelNotLoaded("no model is loaded; POST /api/model/load first, or name one in `model`", field="model")
     known = pool_status.model(model)
     [asked] = access.adopt([body.to_request(model, known.system_prompt if known else None)])
-    answer = ndjson.Answer(ctx.pool, asked, ctx.gate, _is_client_gone())
+    answer = ndjson.Answer(ctx.pool, asked, ctx.gate, client_gone(request.environ))
     access.follow([answer.generation])
     if not body.streaming:
         return _whole(answer)
@@ -119,9 +119,3 @@ def _stream(answer: ndjson.Answer) -> Response:
 def _stream_type() -> str:
     choices = ["application/x-ndjson", "text/plain"]
     return request.accept_mimetypes.best_match(choices, default=choices[0])
-
-
-def _is_client_gone() -> Callable[[], bool]:
-    """Asks waitress whether the connection is closed; under another server, and in tests, it never is."""
-    found: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
-    return found or (lambda: False)

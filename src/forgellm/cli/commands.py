@@ -89,8 +89,6 @@ def serve(
     ctx: click.Context, /, config: str | None, models: tuple[str, ...], as_json: bool, **flags: str | int | None
 ) -> None:
     """Run the daemon in the foreground."""
-    import os
-
     from forgellm import daemon
 
     try:
@@ -98,11 +96,24 @@ def serve(
     except ForgeLLMError as error:
         _fail(error)
 
-    def on_ready(url: str) -> None:
-        ready = msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() if as_json else f"Serving on {url}"
-        click.echo(ready)
+    ctx.exit(daemon.run(settings, models, on_ready=lambda url: _tell_ready(url, as_json)))
 
-    ctx.exit(daemon.run(settings, models, on_ready=on_ready))
+
+@main.command()
+@click.option("--connect", metavar="ADDRESS", help="The daemon: unix:///path/control.sock [that of this user].")
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+@_config_option
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--json", "as_json", is_flag=True, help="Tell the address as a line of JSON.")
+@click.pass_context
+def web(
+    ctx: click.Context, /, connect: str | None, config: str | None, as_json: bool, **flags: str | int | None
+) -> None:
+    """Run a web server for a daemon that runs elsewhere, in the foreground."""
+    from forgellm import web
+
+    ctx.exit(web.run(load_settings(config, flags=flags), connect, on_ready=lambda url: _tell_ready(url, as_json)))
 
 
 @main.command()
@@ -263,6 +274,10 @@ def selftest(ctx: click.Context, as_json: bool, model: str | None, config: str |
     from forgellm.cli.selftest import run_selftest
 
     ctx.exit(run_selftest(_settings(config), model, as_json=as_json))
+
+
+def _tell_ready(url: str, as_json: bool) -> None:
+    click.echo(msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() if as_json else f"Serving on {url}")
 
 
 def _settings(config: str | None) -> Settings:

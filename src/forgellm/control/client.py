@@ -19,6 +19,7 @@ from forgellm.control.frames import BadFrame, Call, Failed
 from forgellm.control.launch import start_daemon
 from forgellm.control.link import Link, LinkLost
 from forgellm.control.remote import RemoteGeneration
+from forgellm.control.remote_watch import RemoteWatch
 from forgellm.control.unix import UnixAddress
 from forgellm.errors import ModelNotLoaded, SupervisorUnavailable, VersionSkew
 from forgellm.messages import Request, Timeouts
@@ -28,6 +29,7 @@ from forgellm.supervisor.asking import embedding_request, python_request, seeded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.status import LoadPlan
+from forgellm.supervisor.watch import Wants, Watch
 
 SEND_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0  # of calls that do not wait for a model
@@ -59,7 +61,7 @@ class ModelManager:
     ) -> None:
         self.settings = settings or load_settings()
         self.resume_timeout_s = resume_timeout_s
-        self._address: Address = parse(connect) if connect else UnixAddress(self.settings.socket_path)
+        self.address: Address = parse(connect) if connect else UnixAddress(self.settings.socket_path)
         self._autostart = autostart and connect is None
         self._live: weakref.WeakValueDictionary[str, RemoteGeneration] = weakref.WeakValueDictionary()
 
@@ -109,6 +111,15 @@ class ModelManager:
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         """As Supervisor.counts(): of the daemon that answers now."""
         return self._safely(frames.Counted(timeout_s), Counts)
+
+    def watch(self, wants: Wants | None = None) -> Watch:
+        """As Supervisor.watch(); it ends with the daemon."""
+        link = self._dial()
+        try:
+            return RemoteWatch(link, wants)
+        except (LinkLost, BadFrame) as error:
+            link.close()
+            raise _Lost(f"the daemon was lost: {error}", retry_after_s=1.0) from error
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of now."""
@@ -226,14 +237,14 @@ class ModelManager:
     def _dial(self, *, may_start: bool = True) -> Link:
         """A connection, to a daemon that is started for it if there is none and that is allowed."""
         try:
-            return self._address.dial()
+            return self.address.dial()
         except VersionSkew:
             raise
         except SupervisorUnavailable:
-            if not (may_start and self._autostart and isinstance(self._address, UnixAddress)):
+            if not (may_start and self._autostart and isinstance(self.address, UnixAddress)):
                 raise
-            start_daemon(self.settings, self._address)
-            return self._address.dial()
+            start_daemon(self.settings, self.address)
+            return self.address.dial()
 
     def _once(self, call: Call, kind: type[_Result], timeout_s: float | None) -> _Result:
         """Raises _Lost if the daemon went away before it answered."""

@@ -16,7 +16,9 @@ from forgellm.errors import ForgeLLMError, InvalidRequest, from_wire
 from forgellm.messages import Chunk, Embedding, FinishReason, Part, Reasoning, Request, TokenLogprobs, ToolCall, Usage
 from forgellm.supervisor import Drained, Loaded, PoolStatus, Token, Unloaded
 from forgellm.supervisor.counts import Counts
+from forgellm.supervisor.effects import Announce, Died, Evicted, Progressed
 from forgellm.supervisor.status import LoadPlan
+from forgellm.supervisor.watch import Change
 
 PROTOCOL = 1
 RELEASE = importlib.metadata.version("forgellm")
@@ -125,13 +127,17 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
 
 
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """Tell what happens to models and workers, as Happened after Happened."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """Run a request; News comes back until the last one. Closing the connection aborts it."""
 
     request: Request
 
 
-Call = Status | Catalog | About | Counted | Plan | Load | Unload | Drain | Resume | Abort | Submit
+Call = Status | Catalog | About | Counted | Plan | Load | Unload | Drain | Resume | Abort | Follow | Submit
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     value: msgspec.Raw
 
 
-WirePart = tuple[str, dict[str, Any]]
+WirePart = tuple[str, dict[str, Any]]  # one of several dataclasses: its name, its fields
 WireToken = tuple[str, tuple[int, ...], tuple[TokenLogprobs, ...] | None, tuple[WirePart, ...] | None]
 
 
@@ -164,6 +170,14 @@ class News(msgspec.Struct, frozen=True, tag="news", omit_defaults=True):
     usage: Usage | None = None
 
 
+class Happened(msgspec.Struct, frozen=True, tag="happened", omit_defaults=True):
+    """Changes since the last one. After the end no more will come; lost: some are missing."""
+
+    changes: tuple[WirePart, ...] = ()
+    has_ended: bool = False
+    is_lost: bool = False
+
+
 # What may come when; made once, because making one costs more than using it.
 HELLO = Decoder(Hello)
 PROOF = Decoder(Proof)
@@ -171,6 +185,8 @@ CHALLENGE: "Decoder[Challenge | Failed]" = Decoder(Challenge | Failed)
 CALL: "Decoder[Call]" = Decoder(Call)
 ANSWER: "Decoder[Answer | Failed]" = Decoder(Answer | Failed)
 NEWS: "Decoder[News | Failed]" = Decoder(News | Failed)
+
+HAPPENED: "Decoder[Happened | Failed]" = Decoder(Happened | Failed)
 
 RESULTS: Mapping[type[Call], "Decoder[Any]"] = {
     Status: Decoder(PoolStatus),
@@ -185,8 +201,16 @@ RESULTS: Mapping[type[Call], "Decoder[Any]"] = {
     Abort: Decoder(None),
 }
 
-_PARTS: dict[str, type[Part]] = {"reasoning": Reasoning, "tool_call": ToolCall, "embedding": Embedding}
-_PART_NAMES = {kind: name for name, kind in _PARTS.items()}
+_KINDS: dict[str, type[Part | Change]] = {
+    "reasoning": Reasoning,
+    "tool_call": ToolCall,
+    "embedding": Embedding,
+    "state": Announce,
+    "progress": Progressed,
+    "death": Died,
+    "eviction": Evicted,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def wire_tokens(tokens: Iterable[Token]) -> tuple[WireToken, ...]:
@@ -204,21 +228,36 @@ def chunks(news: News) -> list[Chunk]:
     return found
 
 
+def wire_changes(changes: Iterable[Change]) -> tuple[WirePart, ...]:
+    """Changes as Happened carries them."""
+    return tuple(_wire(change) for change in changes)
+
+
+def changes(happened: Happened) -> list[Change]:
+    """What it stands for. Raises BadFrame."""
+    found = [_unwired(each) for each in happened.changes]
+    return [each for each in found if isinstance(each, Change)]
+
+
 def _wire_parts(parts: tuple[Part, ...] | None) -> tuple[WirePart, ...] | None:
-    if parts is None:
-        return None
-    return tuple((_PART_NAMES[type(part)], _fields(part)) for part in parts)
-
-
-def _fields(part: Part) -> dict[str, Any]:
-    return {name: getattr(part, name) for name in part.__dataclass_fields__}
+    return None if parts is None else tuple(_wire(part) for part in parts)
 
 
 def _parts(parts: tuple[WirePart, ...] | None) -> tuple[Part, ...] | None:
     if parts is None:
         return None
+    found = [_unwired(each) for each in parts]
+    return tuple(each for each in found if isinstance(each, Part))
+
+
+def _wire(value: Part | Change) -> WirePart:
+    return _NAMES[type(value)], {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _unwired(value: WirePart) -> Part | Change:
+    name, fields = value
     try:
-        return tuple(msgspec.convert(fields, _PARTS[name]) for name, fields in parts)
+        return msgspec.convert(fields, _KINDS[name])
     except (KeyError, msgspec.ValidationError) as error:
         raise BadFrame(f"a part of an answer cannot be read: {error}") from error
 

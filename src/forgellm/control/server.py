@@ -185,6 +185,8 @@ class ControlServer:
                 with self._news:
                     self._streams -= 1
                     self._news.notify_all()
+        elif isinstance(call, frames.Follow):
+            self._follow(link)
         else:
             self._say(link, self._outcome(lambda: self._call(call)))
 
@@ -219,8 +221,8 @@ class ControlServer:
                 return self._pool.counts(timeout_s=timeout_s)
             case frames.Abort(request_id):
                 return self._pool.abort(request_id)
-            case frames.Submit():
-                raise AssertionError("a submit is streamed")
+            case frames.Submit() | frames.Follow():
+                raise AssertionError("these are streamed")
 
     def _stream(self, link: Link, request: Request) -> None:
         """All news of one request, until its end or its client's. Writes only when there is something to say."""
@@ -243,6 +245,18 @@ class ControlServer:
                     return
                 if self._is_closing:
                     self._say(link, Failed.of(_shutting_down()))
+                    return
+
+    def _follow(self, link: Link) -> None:
+        """What happens, until the client leaves or the daemon stops. No reason for a stop to wait."""
+        with self._pool.watch() as watch:
+            self._say(link, frames.Happened())  # from here on nothing is missed
+            while not link.is_gone():
+                changes = watch.take(POLL_S)
+                is_over = watch.has_ended or self._is_draining
+                if changes or is_over:
+                    self._say(link, frames.Happened(frames.wire_changes(changes), is_over, watch.is_lost))
+                if is_over:
                     return
 
     def _say(self, link: Link, frame: Any) -> None:
