@@ -28,6 +28,7 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
         "FORGELLM_ALLOWED_HOSTS": "box.lan",
         "FORGELLM_API_KEY": "belongs to the command line too",
         "FORGELLM_MODELS": '{"tiny": {"source": "/tiny"}}',
+        "FORGELLM_ALIASES": '{"small": "tiny"}',
         "FORGELLM_URL": "belongs to the command line",
         "UNRELATED": "x",
     }
@@ -37,6 +38,7 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
     assert settings.cors_origins == ["http://a", "http://b"]
     assert settings.allowed_hosts == ["box.lan"]
     assert settings.models["tiny"].source == "/tiny"
+    assert settings.model_name("small") == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,9 @@ def test_variables_are_read_in_the_type_of_their_field() -> None:
         ("[models.tiny]\nsource = 'x'\nreplicas = 0", ["models.tiny", "replicas"]),
         ("port = 'high'", ["port", "int"]),
         ("port = 99999", ["port", "65535"]),
+        ("[aliases]\na = 'b'\nb = 'a'", ["aliases.a", "a -> b -> a"]),
+        ("[aliases]\na = 'a'", ["aliases.a", "leads back to itself"]),
+        ("[aliases]\ntiny = 'x'\n[models.tiny]\nsource = 'x'", ["aliases.tiny", "is configured"]),
         ("port = ", ["TOML"]),
     ],
 )
@@ -81,3 +86,9 @@ def test_folders_follow_the_cache_folder() -> None:
     assert Settings(keys_file="~/k.json").keys_path == Path("~/k.json").expanduser()
     assert Settings().keys_path.name == "keys.json"
     assert Settings().cache_path.name == "forgellm"
+
+
+def test_an_alias_may_stand_for_another_and_any_other_name_for_itself() -> None:
+    settings = Settings(aliases={"gpt": "best", "best": "org/model"})
+    assert [settings.model_name(name) for name in ("gpt", "best", "org/model", "else")] == ["org/model"] * 3 + ["else"]
+    assert settings.aliases_of("org/model") == ("gpt", "best")

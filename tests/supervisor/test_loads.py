@@ -151,6 +151,7 @@ def test_an_evicted_model_comes_back_as_it_was_loaded() -> None:
     machine.token(machine.get_ready("b"), machine.generates()[-1][1].request.request_id, finish="stop")
     machine.ask("a")
     assert machine.model("a").system_prompt == "be brief"
+    assert machine.pool.status().put_away["a"] == "be brief"
     assert machine.pool.status().current == "a", "it is still the last one that a load asked for"
 
 

@@ -59,7 +59,12 @@ class GuardedPool:
     def status(self) -> PoolStatus:
         who, found = caller(), self._pool.status()
         current = found.current if found.current is not None and who.may_use(found.current) else None
-        return replace(found, models=tuple(each for each in found.models if who.may_use(each.name)), current=current)
+        return replace(
+            found,
+            models=tuple(each for each in found.models if who.may_use(each.name)),
+            put_away={name: prompt for name, prompt in found.put_away.items() if who.may_use(name)},
+            current=current,
+        )
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         who, found = caller(), self._pool.counts(timeout_s=timeout_s)

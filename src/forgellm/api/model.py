@@ -10,7 +10,9 @@ from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
 from forgellm.api.status import info_body, plan_body, status_body
 from forgellm.api.wsgi_host import client_gone
+from forgellm.config import Settings
 from forgellm.errors import InvalidRequest, ModelNotLoaded
+from forgellm.supervisor import PoolStatus
 
 blueprint = Blueprint("model", __name__, url_prefix="/api/model")
 
@@ -83,13 +85,22 @@ def generate() -> Response:
     model = body.model or pool_status.current
     if model is None:
         raise ModelNotLoaded("no model is loaded; POST /api/model/load first, or name one in `model`", field="model")
-    known = pool_status.model(model)
-    [asked] = access.adopt([body.to_request(model, known.system_prompt if known else None)])
+    [asked] = access.adopt([body.to_request(model, _system_prompt(pool_status, ctx.settings, model))])
     answer = ndjson.Answer(ctx.pool, asked, ctx.gate, client_gone(request.environ))
     access.follow([answer.generation])
     if not body.streaming:
         return _whole(answer)
     return _stream(answer)
+
+
+def _system_prompt(status: PoolStatus, settings: Settings, model: str) -> str | None:
+    """That of the load; for a model that this request will have loaded, that which the load will have."""
+    known = status.model(model)
+    if known is not None:
+        return known.system_prompt
+    name = settings.model_name(model)
+    config = settings.models.get(name)
+    return status.put_away.get(name, config.system_prompt if config else None)
 
 
 def _whole(answer: ndjson.Answer) -> Response:

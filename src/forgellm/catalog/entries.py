@@ -1,7 +1,7 @@
 """Lists what could be loaded by name, for people to choose from. Reads names and sizes only, and checks nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ class CatalogEntry:
     kind: "base", or "cpt" and "ift" for what continued pre-training and instruction tuning put into those folders of
     models_dir. `path` is absolute, None for what has no files yet. `size_bytes` is the sum of the tensor files, 0 when
     unknown. source: where it was found. `task`: what it is for, by its config.json; "generate" where there is none.
+    `aliases`: other names for it.
     """
 
     id: str
@@ -29,6 +30,7 @@ class CatalogEntry:
     size_bytes: int
     source: Literal["config", "demo", "models_dir", "huggingface"]
     task: Task = "generate"
+    aliases: tuple[str, ...] = ()
 
 
 def entries(settings: Settings) -> list[CatalogEntry]:
@@ -38,7 +40,8 @@ def entries(settings: Settings) -> list[CatalogEntry]:
     by_id: dict[str, CatalogEntry] = {}
     for entry in found:
         by_id.setdefault(entry.id, entry)
-    return sorted(by_id.values(), key=lambda entry: (entry.name.lower(), entry.id))
+    found = [replace(entry, aliases=settings.aliases_of(entry.id)) for entry in by_id.values()]
+    return sorted(found, key=lambda entry: (entry.name.lower(), entry.id))
 
 
 def _configured(settings: Settings) -> Iterator[CatalogEntry]:

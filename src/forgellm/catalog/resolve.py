@@ -76,7 +76,7 @@ def known_names(settings: Settings) -> list[str]:
     """Names that resolve could be asked for: config entries, the demo model, models_dir, the Hugging Face cache."""
     root = models_root(settings)
     local = [str(found.relative_to(root)) for found in model_files(root)] if root else []
-    return list(dict.fromkeys([*settings.models, demo.NAME, *local, *hub.repositories()]))
+    return list(dict.fromkeys([*settings.models, *settings.aliases, demo.NAME, *local, *hub.repositories()]))
 
 
 def model_files(root: Path) -> list[Path]:

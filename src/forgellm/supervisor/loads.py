@@ -169,6 +169,10 @@ class Loads:
             self._life.drain(slot, now, reason, force=False)
         self.settle(model, now)
 
+    def put_away(self) -> dict[str, str | None]:
+        """Which models come back as they were when they are wanted, and their system prompts."""
+        return {name: order.system_prompt for name, order in self._gone_orders.items() if order.on_demand}
+
     def settle(self, model: Model, now: float) -> None:
         """After moves: answer those who wait for a load or an unload, hand out or refuse the queue."""
         self._renewal.settle(model, now)

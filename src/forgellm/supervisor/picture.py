@@ -30,6 +30,7 @@ def picture(
     is_stopping: bool,
     is_drained: bool,
     log_stem: str,
+    put_away: dict[str, str | None],
 ) -> PoolStatus:
     """Everything, as of now."""
     return PoolStatus(
@@ -42,6 +43,7 @@ def picture(
         reserved_bytes=budget.reserved_bytes(),
         is_drained=is_drained,
         log_stem=log_stem,
+        put_away=put_away,
     )
 
 

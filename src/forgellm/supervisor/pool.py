@@ -136,10 +136,9 @@ class Pool:
             self._requests.prefill(slot, event)
         elif isinstance(event, RequestFailed):
             self._requests.failed(slot, event, now)
-        elif self._life.event(slot, event, now):
+        elif self._life.event(slot, event, now) and isinstance(event, Ready):
             model = self._models[slot.model]
-            if isinstance(event, Ready):
-                model.info, model.ready_at = event.info, now if model.ready_at is None else model.ready_at
+            model.info, model.ready_at = event.info, now if model.ready_at is None else model.ready_at
             self._loads.settle(model, now)
         if slot is not None:
             self._renewal.look(self._models[slot.model], now)
@@ -236,6 +235,7 @@ class Pool:
             is_stopping=self._loads.is_stopping,
             is_drained=self._drains.is_pool_drained,
             log_stem=self._log_stem,
+            put_away=self._loads.put_away(),
         )
 
     @property

@@ -1,6 +1,6 @@
 """The immutable picture of the pool that every page, route and command prints. Data only; made by Pool.status()."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from forgellm.messages import ModelInfo
 from forgellm.states import WorkerState
@@ -62,7 +62,8 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
     """Everything. `current` is the model last asked for by a load, the default of /api/model/*. `reserved_bytes` is
-    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: see log_path."""
+    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: see log_path.
+    `put_away`: models that come back as they were loaded when they are wanted, with their system prompts."""
 
     current: str | None
     models: tuple[ModelStatus, ...]
@@ -73,6 +74,7 @@ class PoolStatus:
     budget_bytes: int | None
     reserved_bytes: int
     log_stem: str = ""
+    put_away: dict[str, str | None] = field(default_factory=dict)
 
     def log_path(self, life: int) -> str:
         """The log file of one life of a worker, on the supervisor's machine."""
