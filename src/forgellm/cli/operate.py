@@ -38,8 +38,26 @@ def logs(url: str | None, as_json: bool, model: str, follow: bool, lines: int) -
             _line(value, f"{worker} | {text}", as_json=as_json)
 
 
+@click.command()
+@click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print each finding as a line of JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, config: str | None, as_json: bool) -> None:
+    """Check this machine and the settings, and say what to do; exit code 1 if something will not work."""
+    from forgellm.cli.checkup import examine
+    from forgellm.config import load_settings
+
+    has_failed = False
+    for finding in examine(load_settings(config)):
+        has_failed = has_failed or finding.level == "fail"
+        remedy = f"\n      → {finding.remedy}" if finding.remedy else ""
+        text = f"{finding.level:<5} {finding.check}: {finding.says}{remedy}"
+        _line(msgspec.to_builtins(finding), text, as_json=as_json)
+    ctx.exit(1 if has_failed else 0)
+
+
 def _line(value: dict[str, Any], text: str, *, as_json: bool) -> None:
     click.echo(msgspec.json.encode(value).decode() if as_json else text)
 
 
-COMMANDS = (events, logs, service)
+COMMANDS = (doctor, events, logs, service)
