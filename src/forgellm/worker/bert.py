@@ -11,8 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-QUERIES_TOGETHER = 1024
-"""A CPU makes the scores of all its queries at once: 4 GB for 8192 tokens and 16 heads. So in blocks of these."""
+from forgellm.worker import cpu_math
 
 _OURS = re.compile(r"(?:^|\.)((?:embeddings|encoder\.layer)\..*)")  # after "bert." or the like
 
@@ -42,7 +41,7 @@ class Layer(nn.Module):  # type: ignore[misc]  # mlx is not type-checked
         hidden, inner = config["hidden_size"], config["intermediate_size"]
         eps = config.get("layer_norm_eps", 1e-12)
         self.heads = config["num_attention_heads"]
-        self.act = nn.relu if config.get("hidden_act") == "relu" else nn.gelu
+        self.act = nn.relu if config.get("hidden_act") == "relu" else cpu_math.gelu
         self.query, self.key, self.value, self.mixed = (nn.Linear(hidden, hidden) for _ in range(4))
         self.mixed_norm = nn.LayerNorm(hidden, eps)
         self.up, self.down = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
@@ -55,14 +54,8 @@ class Layer(nn.Module):  # type: ignore[misc]  # mlx is not type-checked
             part(states).reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)
             for part in (self.query, self.key, self.value)
         )
-        scale = (hidden // self.heads) ** -0.5
-        blocks = [
-            mx.fast.scaled_dot_product_attention(
-                queries[:, :, start : start + QUERIES_TOGETHER], keys, values, scale=scale, mask=mask
-            )
-            for start in range(0, length, QUERIES_TOGETHER)
-        ]
-        together = mx.concatenate(blocks, axis=2).transpose(0, 2, 1, 3).reshape(batch, length, hidden)
+        seen = cpu_math.attention(queries, keys, values, scale=(hidden // self.heads) ** -0.5, mask=mask)
+        together = seen.transpose(0, 2, 1, 3).reshape(batch, length, hidden)
         states = self.mixed_norm(states + self.mixed(together))
         result: mx.array = self.norm(states + self.down(self.act(self.up(states))))
         return result
