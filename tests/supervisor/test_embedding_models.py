@@ -62,6 +62,9 @@ def test_each_kind_of_model_refuses_what_the_other_is_for(pool: Supervisor) -> N
     with pytest.raises(ContextLengthExceeded):
         pool.embed("embedder", "fox " * 100)
     assert len(pool.embed("embedder", "fox " * 100, truncate=True).vectors) == 1
+    for option in ({"max_kv_size": 5}, {"system_prompt": "Be brief."}):
+        with pytest.raises(Unsupported, match="embedding model"):
+            pool.load("embedder", **option)  # type: ignore[arg-type]  # one option each
 
 
 def test_callers_see_nothing_of_the_death_of_an_embedding_worker(pool: Supervisor) -> None:

@@ -249,3 +249,28 @@ def test_half_precision_and_quantised_weights_are_read(load: Load, tmp_path: Pat
     info = engine.load(source, EngineOptions(), lambda _done, _stage: None)
     assert (info.quantization, info.layout) == ("8-bit", "native 8-bit")
     assert (embed(engine, *TEXTS) * expected).sum(1).min() > 0.99
+
+
+def test_a_decoder_gives_its_last_tokens_state_whatever_the_batch_and_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import qwen3
+
+    import tiny_embedder
+    from forgellm.worker.embed_engine import EmbedEngine
+
+    monkeypatch.setattr("forgellm.worker.embedder.CHUNK_TOKENS", 5)
+    decoder = {"num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+    config = {**tiny_embedder.a_config("qwen3"), **decoder, "tie_word_embeddings": True}
+    folder = tiny_embedder.build(tmp_path / "model", kind="qwen3", pooling="lasttoken", config=config)
+    mx.random.seed(0)
+    model = qwen3.Qwen3Model(qwen3.ModelArgs.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    engine = EmbedEngine()
+    source = ModelSource(name="tiny", kind="folder", task="embed", path=str(folder))
+    engine.load(source, EngineOptions(), lambda _done, _stage: None)
+    states = [np.array(model(mx.array([ids_of(text)])))[0, -1] for text in TEXTS]
+    expected = np.stack([state / np.linalg.norm(state) for state in states])
+    assert np.abs(embed(engine, *TEXTS) - expected).max() < 1e-5

@@ -10,7 +10,7 @@ import psutil
 
 from forgellm import catalog
 from forgellm.config import ModelConfig, Settings
-from forgellm.errors import ForgeLLMError, InvalidRequest, ModelNotLoaded
+from forgellm.errors import ForgeLLMError, InvalidRequest, ModelNotLoaded, Unsupported
 from forgellm.messages import EngineOptions
 from forgellm.supervisor import deadlines
 from forgellm.supervisor.slots import LoadOrder
@@ -48,7 +48,7 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
     model = settings.model_name(model)
     config = settings.models.get(model) or ModelConfig(source=model)
     free_bytes = min(psutil.virtual_memory().available, budget_bytes)
-    return LoadOrder(
+    order = LoadOrder(
         source=catalog.resolve(model, settings, adapter_path=adapter_path),
         options=EngineOptions(
             layout=config.layout or settings.layout,
@@ -70,6 +70,11 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
         on_demand=_is_on_demand(settings, config),
         aliases=settings.aliases_of(model),
     )
+    if order.source.task == "embed":
+        for name, value in (("max_kv_size", order.options.max_kv_size), ("system_prompt", order.system_prompt)):
+            if value is not None:
+                raise Unsupported(f"{name}: {model} is an embedding model and has no use for it", field=name)
+    return order
 
 
 def demanded(settings: Settings, budget_bytes: int, model: str) -> LoadOrder | ForgeLLMError:
