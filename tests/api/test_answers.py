@@ -10,7 +10,7 @@ from forgellm.api.answers import Answers, stream
 from forgellm.api.errors import ClientGone, Problem
 from forgellm.api.gate import Gate
 from forgellm.api.pool import Pool
-from forgellm.errors import GenerationFailed, QueueFull, ShuttingDown
+from forgellm.errors import GenerationFailed, QueueFull, ShuttingDown, Unsupported
 from forgellm.messages import Request, Usage
 from forgellm.supervisor import Generation
 
@@ -97,6 +97,15 @@ def test_tokens_before_a_failure_are_delivered():
     with pytest.raises(GenerationFailed):
         list(batches)
     running.close()
+
+
+def test_an_error_of_a_worker_names_the_field_as_the_client_does():
+    pool = FakePool()
+    running = Answers(cast("Pool", pool), REQUESTS[:1], Gate(1), lambda: False, {"constraint": "guided_regex"})
+    pool.made[0].fail(Unsupported("constraint: no", field="constraint"))
+    with pytest.raises(Unsupported) as caught:
+        list(running.pieces())
+    assert (caught.value.field, caught.value.message) == ("guided_regex", "`guided_regex`: no")
 
 
 def test_a_failure_after_the_first_byte_is_the_last_frame_and_its_words_are_safe():

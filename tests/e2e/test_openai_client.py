@@ -27,7 +27,7 @@ TOOL: Any = {
         "description": "The weather of a city",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "properties": {"city": {"enum": ["Paris", "Lyon"]}},
             "required": ["city"],
             "additionalProperties": False,
         },
@@ -109,6 +109,35 @@ def test_a_choice_is_one_of_the_choices(client):
         model=MODEL, messages=QUESTION, max_tokens=8, extra_body={"guided_choice": ["Lyon (69)", "Nice.*"]}
     ).choices[0]
     assert answer.message.content in {"Lyon (69)", "Nice.*"}
+
+
+def test_a_call_is_made_and_streamed_and_answered(client):
+    asked: Any = {"model": MODEL, "messages": QUESTION, "tools": [TOOL], "seed": 1, "max_tokens": 60}
+    whole = client.chat.completions.create(**asked, tool_choice="required", parallel_tool_calls=False).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    (call,) = whole.message.tool_calls
+    assert call.function.name == "weather"
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    chunks = list(client.chat.completions.create(**asked, tool_choice=named, parallel_tool_calls=False, stream=True))
+    pieces = [piece for chunk in chunks for choice in chunk.choices for piece in choice.delta.tool_calls or ()]
+    assert pieces[0].id
+    assert pieces[0].function.name == "weather"
+    assert len(pieces) > 2
+    assert set(json.loads("".join(piece.function.arguments or "" for piece in pieces))) == {"city"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    after = client.chat.completions.create(
+        model=MODEL, messages=[*QUESTION, whole.message, result], tools=[TOOL], max_tokens=1
+    )
+    assert after.usage.prompt_tokens > 0
+
+
+def test_what_the_model_cannot_do_is_refused_under_the_clients_name(client):
+    asked: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 4}
+    for wrong in ({"reasoning_effort": "low"}, {"guided_regex": "("}, {"chat_template_kwargs": {"nothing": 1}}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**asked, extra_body=wrong)
+        assert caught.value.param == next(iter(wrong))
 
 
 def test_completions_echo_and_stop(client):

@@ -4,7 +4,8 @@ Knows no bodies and no formats: a dialect turns pieces into bytes, and says how 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from flask import Response, request
 
@@ -15,7 +16,7 @@ from forgellm.api.gate import Gate
 from forgellm.api.ndjson import POLL_S, WRITE_EVERY_S, IsGone
 from forgellm.api.pool import Pool
 from forgellm.api.wsgi_host import client_gone
-from forgellm.errors import ShuttingDown
+from forgellm.errors import ForgeLLMError, InvalidRequest, ShuttingDown, from_wire
 from forgellm.messages import Request, Usage
 from forgellm.supervisor.generation import Generation, Token
 
@@ -31,11 +32,21 @@ Piece = tuple[int, Token | None]
 class Answers:
     """The generations of one HTTP request. Holds one place in the gate until close(), which also aborts what runs."""
 
-    def __init__(self, pool: Pool, requests: Sequence[Request], gate: Gate, is_gone: IsGone) -> None:
-        """Submit all of them. Raises Unavailable or ShuttingDown if the gate lets nobody in, and what submit raises."""
+    def __init__(
+        self,
+        pool: Pool,
+        requests: Sequence[Request],
+        gate: Gate,
+        is_gone: IsGone,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Submit all of them. Raises Unavailable or ShuttingDown if the gate lets nobody in, and what submit raises.
+
+        `names`: what the client calls the fields of Request, for the errors that name one."""
         self._gate = gate
         self._is_gone = is_gone
         self._closed = False
+        self._names = names
         self.generations: list[Generation] = []
         gate.enter()
         try:
@@ -64,19 +75,29 @@ class Answers:
                 if running and any(token and (token.text or token.parts) for _, token in pieces):
                     next(iter(running.values())).wait_ended(WRITE_EVERY_S)
 
-    @staticmethod
-    def _take(running: dict[int, Generation]) -> list[Piece]:
+    def _take(self, running: dict[int, Generation]) -> list[Piece]:
         """What has come, waiting a moment for something to come; takes those that ended out of `running`."""
         pieces: list[Piece] = []
         wait_s = POLL_S / len(running)
         for index, generation in list(running.items()):
             had_ended = generation.has_ended  # asked first: tokens may come with the end, after take() gave up
-            tokens = generation.take(0.0 if pieces else wait_s)
+            try:
+                tokens = generation.take(0.0 if pieces else wait_s)
+            except InvalidRequest as error:
+                raise self._renamed(error) from error
             pieces += ((index, token) for token in tokens)
             if had_ended and (generation.finish_reason is not None or not tokens):  # else: the next take() raises
                 pieces.append((index, None))
                 del running[index]
         return pieces
+
+    def _renamed(self, error: InvalidRequest) -> ForgeLLMError:
+        """The error of a worker or the pool, which know the fields of Request, in the client's words."""
+        name = self._names.get(error.field or "")
+        if name is None or error.field is None:
+            return error
+        message = error.message.removeprefix(f"{error.field}: ").removeprefix(f"{error.field} ")
+        return from_wire(error.code, f"`{name}`: {message}", name)
 
     def pieces(self) -> Iterator[Piece]:
         """Every piece, for an answer that is sent whole. Closes at the end, however it comes."""
@@ -100,10 +121,12 @@ class Answers:
             self._gate.leave()
 
 
-def begin(requests: Sequence[Request]) -> Answers:
-    """Submit the requests of the HTTP request that is being served; the first one's id names them all."""
+def begin(requests: Sequence[Request], names: Mapping[str, str] = MappingProxyType({})) -> Answers:
+    """Submit the requests of the HTTP request that is being served; the first one's id names them all.
+
+    `names`: see Answers."""
     ctx = context()
-    answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, client_gone(request.environ))
+    answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, client_gone(request.environ), names)
     access.follow(answers.generations)
     return answers
 

@@ -5,12 +5,13 @@ How to add one, say "acme":
 1. `api/schemas/acme.py`: one `Body` struct a route. Every field that acme's clients send is a field here, annotated
    with what becomes of it (`honoured`, `no_effect`, `only`, `refused`); `to_requests()` makes messages.Request of it.
    What a response holds are structs too.
-2. `api/acme.py`: a Flask blueprint. A view decodes (`read(Body)`), submits (`answers.begin(requests)`), and encodes:
-   whole from `answers.pieces()`, or streamed by a generator of frames over `answers.batches()`, given to
+2. `api/acme.py`: a Flask blueprint. A view decodes (`read(Body)`), submits (`answers.begin(requests, names)`), and
+   encodes: whole from `answers.pieces()`, or streamed by a generator of frames over `answers.batches()`, given to
    `answers.stream()` with what an error after the first byte looks like. It ends with `DIALECT = Dialect(...)`: the
    blueprint, the paths whose errors are in acme's envelope, and an Operation for each route.
-3. Its line in `DIALECTS` of api/app.py. The page docs/parameters.md (`make docs`), /openapi.json and the tests of
-   tests/api/test_params.py, which ask for an example of every field, follow by themselves.
+3. Its line in `DIALECTS` of api/app.py, and those of its routes in `SCOPES` of api/auth.py. docs/parameters.md (`make
+   docs`), /openapi.json and the tests of tests/api/test_params.py, which ask for an example of every field, follow by
+   themselves.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,7 @@ from forgellm.api.schemas.openai_chat import ChatBody
 def chat() -> Response:
     """Answer the last message, whole or as a stream."""
     body = read(ChatBody)
-    running = answers.begin(body.to_requests())
+    running = answers.begin(body.to_requests(), body.names)
     if body.stream:
         frames = _frames(running, body)
         return answers.stream(running, frames, mimetype=sse.MIMETYPE, failure=wire.error_event, ping=sse.PING)

@@ -18,7 +18,7 @@ from forgellm.api.schemas.openai_texts import CompletionBody
 def completions() -> Response:
     """Continue each prompt, whole or as a stream."""
     body = read(CompletionBody)
-    running = answers.begin(body.to_requests())
+    running = answers.begin(body.to_requests(), body.names)
     if body.stream:
         frames = _frames(running, body)
         return answers.stream(running, frames, mimetype=sse.MIMETYPE, failure=wire.error_event, ping=sse.PING)

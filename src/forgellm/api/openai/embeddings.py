@@ -16,7 +16,7 @@ from forgellm.messages import Embedding
 def embeddings() -> Response:
     """A vector for each input, in their order."""
     body = read(EmbeddingBody)
-    running = answers.begin(body.to_requests())
+    running = answers.begin(body.to_requests(), {"inputs": "input"})
     parts = [part for _, token in running.pieces() if token is not None for part in token.parts or ()]
     vectors = sorted((part for part in parts if isinstance(part, Embedding)), key=lambda part: part.index)
     tokens = sum(usage.prompt_tokens for usage in running.usages)

@@ -23,7 +23,7 @@ Event = dict[str, Any]
 def responses() -> Response:
     """Answer the input, whole or as a stream of events."""
     body = read(ResponseBody)
-    running = answers.begin(body.to_requests())
+    running = answers.begin(body.to_requests(), body.names)
     response = _started(body, running.generations[0])
     output = Output(response)
     if body.stream:

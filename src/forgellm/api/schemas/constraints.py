@@ -14,6 +14,9 @@ from forgellm.messages import Constraint, Tools
 ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Choices = Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1, max_length=1000)]
 
+Named = tuple[str, Constraint]
+"""A constraint, and the field of the body that asked for it."""
+
 _REGEX_SPECIAL = re.compile(r"[.^$*+?()\[\]{}|\\]")
 
 
@@ -74,9 +77,11 @@ def one_of(choices: Sequence[str]) -> Constraint:
     return Constraint(kind="regex", text="|".join(_REGEX_SPECIAL.sub(r"\\\g<0>", choice) for choice in choices))
 
 
-def guided(field: str, json: Any, regex: str | None, choice: Sequence[str] | None, grammar: str | None) -> list[Any]:
+def guided(
+    field: str, json: Any, regex: str | None, choice: Sequence[str] | None, grammar: str | None
+) -> list[tuple[str, Constraint]]:
     """(name, Constraint) of each form that is given; `field` is what their names begin with."""
-    found: list[tuple[str, Constraint]] = []
+    found: list[Named] = []
     if json is not None:
         found.append((f"{field}json", json_schema(_schema(f"{field}json", json))))
     if regex is not None:
@@ -88,7 +93,7 @@ def guided(field: str, json: Any, regex: str | None, choice: Sequence[str] | Non
     return found
 
 
-def single(found: Sequence[tuple[str, Constraint]]) -> Constraint | None:
+def single(found: Sequence[Named]) -> Constraint | None:
     """The one constraint of a request. Raises InvalidRequest if there are several."""
     if len(found) > 1:
         names = " and ".join(f"`{name}`" for name, _ in found)

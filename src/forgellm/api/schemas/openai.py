@@ -119,6 +119,15 @@ class Sampled(Body, frozen=True, kw_only=True):
 
     def constraint(self) -> Constraint | None:
         """What the answer must look like."""
+        return constraints.single(self._constraints())
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this body calls the fields of Request, where it calls them otherwise."""
+        found = self._constraints()
+        return {"constraint": found[0][0]} if found else {}
+
+    def _constraints(self) -> list[constraints.Named]:
         found = constraints.guided(
             "guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar
         )
@@ -130,7 +139,7 @@ class Sampled(Body, frozen=True, kw_only=True):
             found.append(("response_format", constraints.json_schema(wanted.json_schema.schema)))
         elif isinstance(wanted, JsonObjectFormat):
             found.append(("response_format", constraints.json_object()))
-        return constraints.single(found)
+        return found
 
     def sampling(self, max_tokens: int, logprobs: int | None, choice: int) -> Sampling:
         """How choice number `choice` is sampled."""

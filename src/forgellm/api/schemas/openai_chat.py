@@ -152,6 +152,12 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
         self._turns()
         self._tools()
 
+    @property
+    def names(self) -> dict[str, str]:
+        """See Sampled.names."""
+        options = "chat_template_kwargs" if self.reasoning_effort is None else "reasoning_effort"
+        return {**super().names, "prompt": "messages", "template_options": options}
+
     def to_requests(self) -> list[Request]:
         """One request a choice. Their ids are born here."""
         turns, tools, constraint = self._turns(), self._tools(), self.constraint()

@@ -158,6 +158,11 @@ class ResponseBody(Body, frozen=True, kw_only=True):
             return self.top_logprobs or 0
         return None
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What this body calls the fields of Request, where it calls them otherwise."""
+        return {"prompt": "input", "messages": "input", "constraint": "text.format", "template_options": "reasoning"}
+
     def to_requests(self) -> list[Request]:
         """The one request. Its id is born here."""
         effort = self.reasoning.effort if self.reasoning else None
