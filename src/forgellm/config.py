@@ -73,6 +73,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_streams: Annotated[Positive, _field("Requests served at the same time over HTTP; more get 503.")] = 128
     max_request_bytes: Annotated[Positive, _field("Largest request body.")] = 16 << 20
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Log level.")] = "info"
+    otel: Annotated[bool, _field("Send OpenTelemetry spans of requests by OTLP; OTEL_* variables say where to.")] = (
+        False
+    )
     log_format: Annotated[Literal["human", "json"], _field("Log lines for people, or a JSON object a line.")] = "human"
 
     models: Annotated[dict[str, ModelConfig], _field("Models by your own names.")] = {}

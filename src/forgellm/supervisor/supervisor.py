@@ -41,7 +41,7 @@ from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost, log_stem
 from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
-from forgellm.supervisor.tally import Tally
+from forgellm.supervisor.tally import Ended, Tally
 from forgellm.supervisor.tickets import Ticket, TicketScope
 from forgellm.supervisor.watch import Watch, Watches
 
@@ -65,7 +65,7 @@ class Supervisor:
         self._sample_s = INTERVAL_S
         self._oom = OomWatch()
         self._status = self._pool.status()
-        self._tally = Tally()
+        self._tally = Tally(_span_recorder(self.settings))
         self._watches = Watches()
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
@@ -423,6 +423,14 @@ def _is_last(effect: Deliver) -> bool:
 def _just_gone(name: str) -> ModelUnloading:
     """The answer if the model that was there a moment ago is not when the request reaches the pool."""
     return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
+
+
+def _span_recorder(settings: Settings) -> Callable[[Ended], None] | None:
+    if not settings.otel:
+        return None
+    from forgellm.supervisor.spans import exporting_recorder  # noqa: PLC0415 - an extra that few have
+
+    return exporting_recorder()
 
 
 _tested = threading.Lock()

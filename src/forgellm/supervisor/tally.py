@@ -6,7 +6,8 @@ at the end of a request.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Chunk, Generate, Prefill, Request
@@ -56,15 +57,32 @@ class _Model:
         self.moved_at = 0.0  # the last token, or piece of prefill, of any of its requests
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """One request that has ended, with its instants (monotonic, seconds); None: it never came so far."""
+
+    request_id: str
+    model: str
+    asked_at: float
+    sent_at: float | None
+    first_token_at: float | None
+    ended_at: float
+    completion_tokens: int
+    finish_reason: str = ""
+    error_code: str = ""
+
+
 class _Asked:
     """A request that has not ended. `model` is None until a worker has it."""
 
-    __slots__ = ("asked_at", "last_token_at", "model", "name", "prefilled")
+    __slots__ = ("asked_at", "first_token_at", "last_token_at", "model", "name", "prefilled", "sent_at")
 
     def __init__(self, name: str, now: float) -> None:
         self.name = name
         self.asked_at = now
         self.model: _Model | None = None
+        self.sent_at: float | None = None
+        self.first_token_at: float | None = None
         self.last_token_at: float | None = None
         self.prefilled = -1  # tokens of its prompt; a report that says no more than the one before is no progress
 
@@ -72,7 +90,9 @@ class _Asked:
 class Tally:
     """The counts of one supervisor; one thread feeds and asks it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[Ended], None] | None = None) -> None:
+        """`on_end` is told of each request that has ended; it must not wait for anything."""
+        self._on_end = on_end
         self._models: dict[str, _Model] = {}
         self._asked: dict[str, _Asked] = {}
         self._started_at: dict[str, float] = {}  # by worker, while it starts and loads
@@ -115,7 +135,7 @@ class Tally:
         if asked is None:
             return
         if asked.model is None:
-            asked.model = self._model(asked.name)
+            asked.model, asked.sent_at = self._model(asked.name), now
             asked.model.queue.add(now - asked.asked_at)
         else:
             asked.model.replays += 1
@@ -128,6 +148,7 @@ class Tally:
                 last = asked.last_token_at
                 if last is None:
                     model.first_token.add(now - asked.asked_at)
+                    asked.first_token_at = now
                 else:
                     model.between_tokens.add(now - last)
                 asked.last_token_at = model.moved_at = now
@@ -141,6 +162,7 @@ class Tally:
             counts = self._end(request_id, asked)
             counts.errors[news.code] += 1
             counts.quarantined += news.code == "request_crashes_worker"
+            self._tell_end(request_id, asked, now, 0, error_code=news.code)
 
     def _finished(self, request_id: str, asked: _Asked, chunk: Chunk, now: float) -> None:
         counts = self._end(request_id, asked)
@@ -150,6 +172,22 @@ class Tally:
         if usage is not None:
             counts.prompt_tokens += usage.prompt_tokens
             counts.cached_tokens += usage.cached_tokens
+        tokens = usage.completion_tokens if usage else 0
+        self._tell_end(request_id, asked, now, tokens, finish_reason=str(finish_reason))
+
+    def _tell_end(self, request_id: str, asked: _Asked, now: float, tokens: int, **outcome: str) -> None:
+        if self._on_end is not None:
+            ended = Ended(
+                request_id=request_id,
+                model=asked.name,
+                asked_at=asked.asked_at,
+                sent_at=asked.sent_at,
+                first_token_at=asked.first_token_at,
+                ended_at=now,
+                completion_tokens=tokens,
+                **outcome,
+            )
+            self._on_end(ended)
 
     def _end(self, request_id: str, asked: _Asked) -> _Model:
         """Forget a request; where its end counts. Names that clients made up all count as one."""
