@@ -12,6 +12,7 @@ from forgellm.messages import Part, Reasoning, ToolCall
 from forgellm.worker.answer import Answer, CallReader, Thinking, cut
 from forgellm.worker.tools import PLAIN, ToolFormat
 
+FUNCTIONS = tuple({"type": "function", "function": {"name": name}} for name in "fgh")
 MARKS = ("<think>", "</think>")
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "}\\"{", "b": {"c": 1}}}\n</tool_call>'
 ARGUMENTS = '{"a": "}\\"{", "b": {"c": 1}}'
@@ -43,7 +44,7 @@ def read(
     resume: int = 0,
 ) -> tuple[str, list[Part], Answer]:
     """(text, parts, the answer) of all the pieces after the first `resume`."""
-    reader = CallReader(form, (), "request", guided=guided, one=one) if calls else None
+    reader = CallReader(form, FUNCTIONS, "request", guided=guided, one=one) if calls else None
     answer = Answer(Pieces(pieces), stops, thinking=thinking, think_marks=MARKS, calls=reader)
     for token in range(resume):
         answer.push(token)

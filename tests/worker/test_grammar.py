@@ -17,7 +17,8 @@ def built(kind: str, text: str = "") -> dict[str, object]:
 
 def test_a_schema_keeps_to_one_line_and_cannot_switch_that_off() -> None:
     options = built("json_schema", '{"type": "object", "x-guidance": {"lenient": true}}')["json_schema"]["x-guidance"]  # type: ignore[index]
-    assert options == {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+    assert options["whitespace_flexible"] is False
+    assert options["lenient"] is False
 
 
 def test_a_regex_may_hold_slashes_and_line_ends() -> None:

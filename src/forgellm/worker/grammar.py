@@ -34,8 +34,14 @@ _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 # One line, spaces where json.dumps puts them: with free white space, a model at a high temperature writes nothing else.
-# A schema must not ask llguidance to ignore its own keywords.
-_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+# No \\uXXXX, with which a model could write the same key twice. A schema must not ask for its keywords to be ignored.
+_JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',
+    "lenient": False,
+}
 
 
 # In Lark: any text up to a mark is a lazy terminal, which ends with the first mark it meets.

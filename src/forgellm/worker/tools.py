@@ -5,7 +5,7 @@ Runs no model and calls no function; what a call's syntax means is mlx-lm's tool
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,8 @@ class ToolFormat:
 
     def calls(self, text: str, functions: tuple[Mapping[str, Any], ...]) -> list[tuple[str, str, str | None]]:
         """[(name, arguments as JSON, the model's own id or None)] of what stands between the marks; [] if that is no
-        call: models write nonsense too."""
+        call of a given function: models write nonsense too."""
+        names = {name_of(function) for function in functions}
         found = _as_json(text)
         if found is None and self.parse is not None:
             try:
@@ -50,7 +51,7 @@ class ToolFormat:
                 return []
         calls = found if isinstance(found, list) else [found]
         try:
-            return [_checked(call) for call in calls]
+            return [_checked(call, names) for call in calls]
         except (TypeError, KeyError, ValueError):
             return []
 
@@ -62,11 +63,11 @@ def _as_json(text: str) -> Any:
         return None
 
 
-def _checked(call: Any) -> tuple[str, str, str | None]:
+def _checked(call: Any, names: Set[str]) -> tuple[str, str, str | None]:
     arguments = call["arguments"] if "arguments" in call else call["parameters"]
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
-    if not isinstance(call["name"], str) or not isinstance(arguments, dict):
+    if call["name"] not in names or not isinstance(arguments, dict):
         raise TypeError
     given = call.get("id")
     return call["name"], json.dumps(arguments, ensure_ascii=False), given if isinstance(given, str) else None
