@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import patience, speed
+from benchmarks import structured as grammars
 from benchmarks.models import demo_folder, tiny_folder
 from benchmarks.report import Report, machine
 from forgellm.config import Settings
@@ -43,8 +44,13 @@ def recovery(report: Report, cache_dir: Path, _scratch: Path) -> None:
     patience.recovery(report, "After kill -9 of the demo model's worker", "smollm2", demo_folder(cache_dir), "f32")
 
 
+def structured(report: Report, cache_dir: Path, _scratch: Path) -> None:
+    title = "Kept to a JSON schema, against free (demo model, f32, greedy)"
+    grammars.cost(report, title, demo_folder(cache_dir), cache_dir)
+
+
 PARTS: dict[str, Callable[[Report, Path, Path], None]] = {
-    part.__name__: part for part in (demo, tiny, echo, status, recovery)
+    part.__name__: part for part in (demo, tiny, echo, status, recovery, structured)
 }
 
 

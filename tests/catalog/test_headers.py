@@ -64,7 +64,7 @@ def test_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one(
 
 
 @bounded
-@given(content=st.binary(max_size=200))
+@given(content=st.binary(max_size=200).filter(lambda content: content.strip() != b"}"))  # "{}" is an empty header
 def test_any_bytes_are_refused_with_an_error_of_ours(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x"
     for start in (b"", b"GGUF\x03\x00\x00\x00", struct.pack("<Q", len(content)) + b"{"):

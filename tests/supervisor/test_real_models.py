@@ -1,12 +1,15 @@
 """The supervisor with real MLX: what the echo engine cannot prove."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from forgellm import ModelConfig, Settings, Supervisor
-from forgellm.supervisor import Generation
+from forgellm.messages import Constraint, Part, Request, Sampling, Tools
+from forgellm.supervisor import Generation, Token
 
 pytestmark = pytest.mark.model
 
@@ -19,7 +22,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     import tiny_model
 
     folder = tmp_path_factory.mktemp("real")
-    models = {name: ModelConfig(source=str(tiny_model.build(folder / name))) for name in ("a", "b")}
+    models = {name: ModelConfig(source=str(tiny_model.build(folder / name, context=2048))) for name in ("a", "b")}
     settings = Settings(models=models, cache_dir=str(folder / "cache"), spare=False)
     with Supervisor(settings) as started:
         yield started
@@ -54,3 +57,33 @@ def test_a_real_stream_survives_the_death_of_its_worker_with_the_same_text(pool:
     assert model is not None
     psutil.Process(model.workers[0].pid).kill()
     assert [head + generation.result().text for head, generation in zip(heads, running, strict=True)] == expected
+
+
+def test_a_constrained_stream_and_a_call_survive_the_death_of_their_worker(pool: Supervisor) -> None:
+    """The grammar, the call's id and the half-written arguments are rebuilt from the tokens."""
+    pool.load("b")
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 60, "maxItems": 60}
+    constraint = Constraint(kind="json_schema", text=json.dumps(schema))
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    tools = Tools(functions=({"type": "function", "function": {"name": "f", "parameters": parameters}},), name="f")
+    sampling = Sampling(max_tokens=320, temperature=1.0, seed=5)
+    free = Request(request_id="", model="b", messages=({"role": "user", "content": "hi"},), sampling=sampling)
+
+    def ask_both(life: str) -> list[Generation]:
+        kept = replace(free, request_id=f"kept {life}", prompt="one two", messages=None, constraint=constraint)
+        called = replace(free, request_id="called", tools=replace(tools, choice="named"))
+        return [pool.submit(kept), pool.submit(called)]
+
+    def read(tokens: Iterable[Token]) -> tuple[str, list[Part]]:
+        found = list(tokens)
+        return "".join(token.text for token in found), [part for token in found for part in token.parts or ()]
+
+    expected = [read(generation) for generation in ask_both("before")]
+    running = ask_both("after")
+    heads = [[next(generation) for _ in range(20)] for generation in running]
+    model = pool.status().model("b")
+    assert model is not None
+    psutil.Process(model.workers[0].pid).kill()
+    assert [read([*head, *generation]) for head, generation in zip(heads, running, strict=True)] == expected
+    assert expected[0][0].startswith("[")
+    assert len(expected[1][1]) > 20
