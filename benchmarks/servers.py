@@ -21,13 +21,13 @@ STOP_S = 30.0
 def daemon(config: str, settings: Mapping[str, str], models: list[str]) -> Iterator[int]:
     """`forgellm serve` with a TOML config and FORGELLM_* settings; yields its port once all models are ready."""
     port = free_port()
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file, tempfile.TemporaryDirectory() as state_dir:
         file.write(config)
         file.flush()
         command = [str(Path(sys.executable).with_name("forgellm")), "serve", "--port", str(port), "--config", file.name]
         for model in models:
             command += ["--model", model]
-        with _process(command, {**os.environ, **settings}):
+        with _process(command, {**os.environ, "FORGELLM_STATE_DIR": state_dir, **settings}):
             wait_until(lambda: _are_ready(port, models), START_S, 0.1)
             yield port
 

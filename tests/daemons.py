@@ -45,7 +45,7 @@ def daemon(
     config = folder / "forgellm.toml"
     config.write_text(toml, "utf-8")
     command = start or [sys.executable, "-m", "forgellm.daemon"]
-    env = {**os.environ, "FORGELLM_LOG_DIR": str(folder / "logs")}
+    env = {**os.environ, "FORGELLM_LOG_DIR": str(folder / "logs"), "FORGELLM_STATE_DIR": str(folder / "state")}
     if not share_cache:
         env["FORGELLM_CACHE_DIR"] = str(folder)
     with (folder / "daemon.log").open("wb") as log:

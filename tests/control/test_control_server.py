@@ -14,7 +14,7 @@ import pytest
 from control_parts import FakePool, served, wait_until
 
 from forgellm import ModelManager
-from forgellm.control import frames, handshake, server
+from forgellm.control import frames, handshake, remote, server
 from forgellm.control.frames import Failed, Hello
 from forgellm.control.link import Link, LinkLost
 from forgellm.errors import (
@@ -273,6 +273,27 @@ def test_a_client_that_does_not_read_is_cut_and_its_generation_aborted(tmp_path,
         generation = client(place).generate("m", "a")
         wait_until(lambda: place.pool.aborted == [generation.request_id], 5.0)
         generation.close()
+
+
+def test_a_quiet_generation_says_that_the_daemon_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "PING_S", 0.05)
+    monkeypatch.setattr(remote, "SILENCE_S", 0.4)
+    with served(tmp_path) as place, client(place).generate("m", "a") as generation:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.7:
+            assert generation.take(0.02) == []
+        assert len(place.pool.submitted) == 1
+
+
+def test_a_daemon_that_falls_silent_is_lost_and_given_up_when_the_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE_S", 0.1)
+    with served(tmp_path) as place:
+        begun = time.monotonic()
+        with pytest.raises(SupervisorUnavailable, match=r"said nothing for 0\.1 s"):
+            client(place).generate("m", "a").result()
+        assert time.monotonic() - begun < 2
+        assert len(place.pool.submitted) >= 2  # it was asked again meanwhile
+        assert len({request.request_id for request in place.pool.submitted}) == len(place.pool.submitted)
 
 
 def test_a_server_that_drains_lets_generations_end_and_takes_no_new_one(tmp_path):

@@ -32,7 +32,7 @@ from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Wants, Watch
 
 SEND_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 30.0  # of calls that do not wait for a model
+ANSWER_TIMEOUT_S = 30.0  # of a busy daemon, beside the work that was asked for
 LOAD_PAUSE_S = 0.2
 
 _Result = TypeVar("_Result")
@@ -80,7 +80,7 @@ class ModelManager:
         deadline: float | None = None
         while True:
             try:
-                return self._once(call, Loaded, None)
+                return self._once(call, Loaded, timeout_s or self.settings.load_timeout_s)
             except _Lost as error:
                 deadline = deadline or time.monotonic() + self.resume_timeout_s
                 lost: SupervisorUnavailable = error
@@ -98,11 +98,11 @@ class ModelManager:
 
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
         """As Supervisor.unload(). Not asked twice: a daemon that is lost meanwhile may have done it."""
-        return self._once(frames.Unload(model, force, timeout_s), Unloaded, None)
+        return self._once(frames.Unload(model, force, timeout_s), Unloaded, timeout_s or self._stop_timeout_s)
 
     def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained:
         """As Supervisor.drain()."""
-        return self._once(frames.Drain(model, timeout_s), Drained, None)
+        return self._once(frames.Drain(model, timeout_s), Drained, timeout_s or self._stop_timeout_s)
 
     def resume(self, model: str | None = None) -> None:
         """As Supervisor.resume()."""
@@ -232,6 +232,12 @@ class ModelManager:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def _stop_timeout_s(self) -> float:
+        """The longest that the whole ladder of a stop takes."""
+        own = self.settings
+        return own.drain_timeout_s + own.unload_timeout_s + own.term_timeout_s
+
     # Calls -----------------------------------------------------------------------------------------------------------
 
     def _dial(self, *, may_start: bool = True) -> Link:
@@ -246,13 +252,12 @@ class ModelManager:
             start_daemon(self.settings, self.address)
             return self.address.dial()
 
-    def _once(self, call: Call, kind: type[_Result], timeout_s: float | None) -> _Result:
-        """Raises _Lost if the daemon went away before it answered."""
+    def _once(self, call: Call, kind: type[_Result], work_s: float) -> _Result:
+        """The answer of a call that takes the daemon up to `work_s`. Raises _Lost if it went away before that."""
         link = self._dial()
         try:
             link.send(call, time.monotonic() + SEND_TIMEOUT_S)
-            deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            answer = link.receive(frames.ANSWER, deadline)
+            answer = link.receive(frames.ANSWER, time.monotonic() + work_s + ANSWER_TIMEOUT_S)
             if isinstance(answer, Failed):
                 raise answer.error()
             found: _Result = frames.result(call, answer)
@@ -265,6 +270,6 @@ class ModelManager:
     def _safely(self, call: Call, kind: type[_Result]) -> _Result:
         """A call that changes nothing twice: asked once more if the first connection broke."""
         try:
-            return self._once(call, kind, ANSWER_TIMEOUT_S)
+            return self._once(call, kind, 0.0)
         except _Lost:
-            return self._once(call, kind, ANSWER_TIMEOUT_S)
+            return self._once(call, kind, 0.0)

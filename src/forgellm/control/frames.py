@@ -25,6 +25,7 @@ RELEASE = importlib.metadata.version("forgellm")
 
 HEADER_BYTES = 4
 HANDSHAKE_LIMIT_BYTES = 4 << 10
+PING_S = 5.0  # a generation says at least so often that the daemon is there
 FRAME_LIMIT_BYTES = 64 << 20  # well above max_request_bytes, and above the embeddings of one request
 
 _Frame = TypeVar("_Frame")

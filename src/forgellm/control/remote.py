@@ -18,6 +18,7 @@ from forgellm.messages import Request, Usage
 from forgellm.supervisor import Generation, Token
 
 SEND_TIMEOUT_S = 30.0
+SILENCE_S = 4 * frames.PING_S  # then the daemon counts as lost: it is stopped, or its machine is gone
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
@@ -52,6 +53,7 @@ class RemoteGeneration(Generation):
         self._received: list[int] = list(request.resume)
         self._runs = 0
         self._lost: _Lost | None = None
+        self._heard_at = self._read_at = time.monotonic()
         self._link: Link | None = None
         self._stop = threading.Event()
         self._switch = threading.Lock()  # between close() and a link that is just made
@@ -101,10 +103,18 @@ class RemoteGeneration(Generation):
         if link is None:
             self._come_back(deadline)
             return
+        now = time.monotonic()
+        if now - self._read_at > frames.PING_S:  # nobody has listened for a while: that is no silence of the daemon's
+            self._heard_at = now
+        silence = self._heard_at + SILENCE_S
         try:
-            news = link.poll(frames.NEWS, deadline)
+            news = link.poll(frames.NEWS, silence if deadline is None else min(silence, deadline))
+            self._read_at = time.monotonic()
             if news is not None:
+                self._heard_at = self._read_at
                 self._take_in(news)
+            elif self._read_at >= silence:
+                self._lose(f"{link.name} has said nothing for {SILENCE_S:g} s")
         except (LinkLost, BadFrame) as error:
             self._lose(str(error))
 
@@ -133,6 +143,7 @@ class RemoteGeneration(Generation):
                 link.close()
                 return
             self._link = link
+        self._heard_at = self._read_at = time.monotonic()
         request = replace(self._request, request_id=self.wire_id, resume=tuple(self._received))
         link.send(frames.Submit(request), time.monotonic() + SEND_TIMEOUT_S)
 

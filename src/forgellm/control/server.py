@@ -225,9 +225,9 @@ class ControlServer:
                 raise AssertionError("these are streamed")
 
     def _stream(self, link: Link, request: Request) -> None:
-        """All news of one request, until its end or its client's. Writes only when there is something to say."""
+        """All news of one request, until its end or its client's; empty news when there has been none for a while."""
         with self._pool.submit(request) as generation:
-            prefill = generation.prefill
+            prefill, last_word = generation.prefill, time.monotonic()
             while True:
                 had_ended = generation.has_ended  # asked first: tokens may come with the end, after take() gave up
                 try:
@@ -236,7 +236,9 @@ class ControlServer:
                     self._say(link, Failed.of(error))
                     return
                 moved, prefill = generation.prefill != prefill, generation.prefill
-                if tokens or moved or had_ended:
+                is_quiet = time.monotonic() - last_word > frames.PING_S
+                if tokens or moved or had_ended or is_quiet:
+                    last_word = time.monotonic()
                     reason, usage = (generation.finish_reason, generation.usage) if had_ended else (None, None)
                     self._say(link, News(frames.wire_tokens(tokens), prefill if moved else None, reason, usage))
                 elif link.is_gone():
