@@ -1,6 +1,7 @@
 """Tokens to text: whole code points, and nothing of a stop string."""
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgellm.worker.text import StopMatcher, TextStream, TokenText, byte_of_char
+from forgellm.worker.text import StopMatcher, TextStream, TokenText, _ByteDecoder, byte_of_char
 
 CHAR_OF_BYTE = {byte: char for char, byte in byte_of_char().items()}
 EOS = 300
@@ -146,3 +147,34 @@ def test_stop_strings_do_not_depend_on_how_the_text_is_cut(stops: list[str], pie
     assert (text, is_stopped) == shown(list("".join(pieces)))
     assert not any(stop in text for stop in stops)
     assert "".join(pieces).startswith(text)
+
+
+PIECES = ("🙂", "🎉", "é", "日本", "a", "<", "end>", " ")
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=20),
+    st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=3).map("".join), min_size=1, max_size=3),
+    st.lists(st.integers(0, 200), max_size=60),
+)
+def test_no_cut_through_an_emoji_or_a_stop_string_ever_shows(
+    pieces: list[str], stops: list[str], cuts: list[int]
+) -> None:
+    """Tokens are any bytes: each thing shown is whole, and goes on the text before the first stop that is complete."""
+    text = "".join(pieces)
+    raw = text.encode()
+    places = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
+    tokens = [raw[a:b] for a, b in pairwise(places)]
+    ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    expected = text[: min(ends)[1]] if ends else text
+    answer = TextStream(_ByteDecoder(tokens.__getitem__, strips_first_space=False), stops)
+    shown = ""
+    for token in range(len(tokens)):
+        piece = answer.push(token)
+        assert "\ufffd" not in piece
+        shown += piece
+        assert expected.startswith(shown)
+        if answer.is_stopped:
+            break
+    assert answer.is_stopped == bool(ends)
+    assert shown + answer.finish() == expected
