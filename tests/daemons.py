@@ -37,7 +37,12 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    folder: Path, toml: str = "", *flags: str, start: list[str] | None = None, share_cache: bool = False
+    folder: Path,
+    toml: str = "",
+    *flags: str,
+    start: list[str] | None = None,
+    share_cache: bool = False,
+    pass_fds: tuple[int, ...] = (),
 ) -> Iterator[Daemon]:
     """Run `forgellm-supervisor` on a free port with the settings in `toml`; SIGKILL what is left of it at the end.
 
@@ -55,6 +60,7 @@ def daemon(
             stderr=log,
             text=True,
             env=env,
+            pass_fds=pass_fds,
         )
     assert process.stdout is not None
     with process.stdout:

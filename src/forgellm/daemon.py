@@ -45,14 +45,21 @@ def main() -> None:
     serve.main(prog_name="forgellm-supervisor")
 
 
-def run(settings: Settings, preload: Sequence[str] = (), *, on_ready: Callable[[str], None] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then stop everything; returns the exit code.
+def run(
+    settings: Settings,
+    preload: Sequence[str] = (),
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    reread: Callable[[], Settings] | None = None,
+) -> int:
+    """Serve until SIGTERM, SIGINT or the end of its terminal, then stop everything; returns the exit code.
 
     `preload` names models to load besides those that the settings preload. `on_ready` is called with the URL once
-    requests are answered. 0: a clean stop; 2: settings, or a preloaded model, that cannot be used; 3: the address is in
-    use (told before any worker is started); 1: anything else. The reason goes to stderr.
+    requests are answered. `reread` reads the settings again, for SIGHUP and other reloads. Codes: 0, a clean stop; 2,
+    settings, or a preloaded model, that cannot be used; 3, the address is in use (told before any worker is started);
+    1, anything else. The reason goes to stderr.
     """
-    return run_until_stopped(settings, lambda signals: _serve(settings, preload, on_ready, signals))
+    return run_until_stopped(settings, lambda signals: _serve(settings, preload, on_ready, reread, signals))
 
 
 def run_until_stopped(settings: Settings, serve: Callable[["StopSignals"], None]) -> int:
@@ -78,6 +85,7 @@ def _serve(
     settings: Settings,
     preload: Sequence[str],
     on_ready: Callable[[str], None] | None,
+    reread: Callable[[], Settings] | None,
     signals: "StopSignals",
 ) -> None:
     from forgellm.api.app import create_app
@@ -93,7 +101,7 @@ def _serve(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     notifier = Notifier()
     gate = Gate(settings.max_streams)
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(settings, reread=reread)
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
     server.bind()
     address = UnixAddress(settings.socket_path)
@@ -112,7 +120,7 @@ def _serve(
         server.start()
         _tell_ready(server.url, address, on_ready)
         notifier.ready(f"serving on {server.url}", supervisor.is_alive)
-        signals.wait()
+        signals.wait(on_reload=lambda: _reload(supervisor))
         notifier.stopping()
         _drain(signals, gate, control, settings.shutdown_grace_s)
         keeper.close()
@@ -160,6 +168,13 @@ def _stop(gate: "Gate", control: "ControlServer", supervisor: "Supervisor", serv
     control.stop()
 
 
+def _reload(supervisor: "Supervisor") -> None:
+    try:
+        log.info("reloaded: %s", supervisor.reload())
+    except ForgeLLMError as error:
+        log.error("not reloaded, nothing has changed: %s", error.message)
+
+
 def _configured(settings: Settings) -> list[str]:
     return [name for name, model in settings.models.items() if model.preload]
 
@@ -185,15 +200,31 @@ def _restore(supervisor: "Supervisor", restore: "Restore") -> None:
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP as bytes in a pipe, for any thread to wait() at."""
+    """SIGTERM, SIGINT and SIGHUP as bytes in a pipe, for any thread to wait() at.
+
+    SIGHUP asks for a reload, unless it says that the terminal has gone that the program was started at."""
 
     def __init__(self) -> None:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
+        self._had_terminal = _has_terminal()
 
-    def wait(self) -> None:
-        """Return at the next signal that no earlier wait() returned for."""
-        os.read(self._reader, 1)
+    def wait(self, on_reload: Callable[[], None] | None = None) -> None:
+        """Return at the next signal to stop that no earlier wait() returned for; meanwhile, reload when asked to.
+
+        Without `on_reload`, SIGHUP stops like the others."""
+        while os.read(self._reader, 1)[0] == signal.SIGHUP and _has_terminal() == self._had_terminal:
+            if on_reload is None:
+                return
+            on_reload()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -39,6 +39,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "/api/model/plan": {},
     "/api/model/unload": {},
     "/api/admin/drain": {},
+    "/api/admin/reload": {},
 }
 
 
@@ -56,7 +57,7 @@ class FakePool:
         self.asked.append(model)
         raise ModelNotLoaded("asked")
 
-    plan = unload = drain = resume = load
+    plan = unload = drain = resume = reload = load
 
     def status(self) -> PoolStatus:
         models = tuple(model_status(name) for name in MODELS)
@@ -343,6 +344,9 @@ def test_the_list_of_models_counts_on_every_route_that_names_one(site, method, r
         assert still(named.text).replace("secret", "nothing") == still(absent.text)
         return
     body = ASKS[rule]
+    if rule == "/api/admin/reload":  # it concerns every model
+        assert refused(site.post(rule, key, body))[0] == 403
+        return
     assert refused(site.post(filled(rule), key, {**body, "model": "secret"}))[0] == 403
     assert refused(site.post(filled(rule, "open"), key, body))[0] in {400, 403}  # the current model is the secret one
     assert site.pool.asked == []

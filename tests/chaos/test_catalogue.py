@@ -166,7 +166,10 @@ ROWS: dict[int, Row] = {
         "Ctrl-C once, twice, three times",
         f"{DAEMON}test_chaos_040_a_second_signal_ends_what_runs_and_a_third_everything",
     ),
-    41: ("the terminal is closed", f"{DAEMON}test_a_signal_stops_it_cleanly"),
+    41: (
+        "the terminal is closed",
+        f"{DAEMON}test_chaos_041_the_end_of_its_terminal_stops_it_and_any_other_sighup_does_not",
+    ),
     42: ("the guardian is killed", GUARDIAN),
     43: (
         "the resource tracker is killed",

@@ -12,6 +12,7 @@ from forgellm.control.frames import BadFrame, Failed, News
 from forgellm.errors import BY_CODE, InvalidRequest, QueueFull
 from forgellm.messages import Constraint, Embedding, Reasoning, Request, Sampling, Timeouts, ToolCall, Tools, Usage
 from forgellm.supervisor import Token
+from forgellm.supervisor.reload import ReloadPlan
 
 
 def there_and_back(frame, decoder):
@@ -106,3 +107,8 @@ def test_no_bytes_do_worse_than_a_bad_frame(body):
 def test_a_part_that_is_not_known_is_a_bad_frame():
     with pytest.raises(BadFrame, match="part"):
         frames.chunks(News((("x", (1,), None, (("surprise", {}),)),)))
+
+
+def test_a_reload_plan_is_the_same_on_the_other_side() -> None:
+    plan = ReloadPlan(added=("a",), changed={"b": ("ttl_s", "pin")}, removed=("c",), after_restart=("port",))
+    assert frames.result(frames.Reload(dry_run=True), frames.answer(plan)) == plan

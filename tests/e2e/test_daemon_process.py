@@ -106,7 +106,7 @@ def test_chaos_073_a_second_daemon_ends_with_3_and_the_owner_of_the_first(tmp_pa
         assert answer.json()["text"] == "still here"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_cleanly(tmp_path, number):
     with daemon(tmp_path, ECHO) as served:
         wait_loaded(served)
@@ -116,6 +116,57 @@ def test_a_signal_stops_it_cleanly(tmp_path, number):
         assert served.stop(number) == 0
         assert time.monotonic() - begun < 10
         assert still_running(family) == []
+
+
+RUN_AT_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "forgellm.daemon", *sys.argv[2:]])
+"""
+
+
+def test_chaos_041_the_end_of_its_terminal_stops_it_and_any_other_sighup_does_not(tmp_path):
+    ours, terminal = os.openpty()
+    os.set_inheritable(terminal, True)
+    start = ["env", sys.executable, "-c", RUN_AT_A_TERMINAL, str(terminal)]
+    with daemon(tmp_path, ECHO, start=start, pass_fds=(terminal,)) as served:
+        os.close(terminal)
+        wait_loaded(served)
+        family = served.family()
+        served.process.send_signal(signal.SIGHUP)
+        wait_for_log(tmp_path, "reloaded:")
+        os.close(ours)
+        assert served.process.wait(10) == 0
+        assert still_running(family) == []
+
+
+def wait_for_log(folder, words):
+    deadline = time.monotonic() + 10
+    while words not in (folder / "daemon.log").read_text():
+        assert time.monotonic() < deadline, (folder / "daemon.log").read_text()
+
+
+def test_sighup_reloads_the_settings_and_a_bad_file_changes_nothing(tmp_path):
+    config = tmp_path / "forgellm.toml"
+    with daemon(tmp_path, ECHO) as served:
+        wait_loaded(served)
+        config.write_text("max_queue = many", "utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        wait_for_log(tmp_path, "not reloaded, nothing has changed")
+        refused = served.http.post("/api/admin/reload", json={})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+        assert str(config) in refused.json()["error"]
+        config.write_text(ECHO + "context_length = 100\n[models.new]\nsource = 'echo'\npreload = true\n", "utf-8")
+        plan = served.http.post("/api/admin/reload", json={"dry_run": True}).json()
+        assert (plan["added"], plan["changed"]) == (["new"], {"e": ["context_length"]})
+        assert served.http.get("/api/model/info", params={"model": "new"}).json()["loaded"] is False
+        served.process.send_signal(signal.SIGHUP)
+        wait_for_log(tmp_path, "reloaded: ReloadPlan(")
+        wait_loaded(served, "new")
+        info = served.http.get("/api/model/info", params={"model": "e"}).json()
+        assert info["loaded"]
+        assert served.stop() == 0
 
 
 def test_a_signal_during_a_load_and_a_stream_stops_it_too(tmp_path):

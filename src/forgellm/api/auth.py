@@ -54,6 +54,7 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/api/model/plan": _MANAGE,
     "/api/model/unload": _MANAGE,
     "/api/admin/drain": _MANAGE,
+    "/api/admin/reload": _MANAGE,
 }
 """Which scopes open a route; any of them is enough, and _EVERYBODY needs no key. A route that is missing here is closed
 to every key: tests/api/test_auth.py walks the routes of the app, so that none is forgotten."""

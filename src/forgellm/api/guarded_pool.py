@@ -14,6 +14,7 @@ from forgellm.messages import Request
 from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
+from forgellm.supervisor.reload import ReloadPlan
 from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Wants, Watch
 
@@ -50,6 +51,10 @@ class GuardedPool:
     def resume(self, model: str | None = None) -> None:
         caller().allow(model)
         self._pool.resume(model)
+
+    def reload(self, *, dry_run: bool = False) -> ReloadPlan:
+        caller().allow(None)
+        return self._pool.reload(dry_run=dry_run)
 
     def submit(self, request: Request) -> Generation:
         who = caller()

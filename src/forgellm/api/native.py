@@ -5,7 +5,7 @@ from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
 from forgellm.api.schemas.native import Error
-from forgellm.api.schemas.operations import DrainBody
+from forgellm.api.schemas.operations import DrainBody, ReloadBody
 
 _LISTS = ("models", "base_models", "cpt_models", "ift_models")
 
@@ -34,6 +34,13 @@ DIALECT = Dialect(
             is_body_optional=True,
         ),
         Operation(method="get", path="/api/events", says="What happens to models and workers, as it happens."),
+        Operation(
+            method="post",
+            path="/api/admin/reload",
+            says="Read the settings again and go by them.",
+            body=ReloadBody,
+            is_body_optional=True,
+        ),
         Operation(method="get", path="/api/health", says="Whether the server takes requests."),
     ),
 )

@@ -8,6 +8,7 @@ from forgellm.messages import Request
 from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
+from forgellm.supervisor.reload import ReloadPlan
 from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Wants, Watch
 
@@ -31,6 +32,8 @@ class Pool(Protocol):
     def drain(self, model: str | None = None, *, timeout_s: float | None = None) -> Drained: ...
 
     def resume(self, model: str | None = None) -> None: ...
+
+    def reload(self, *, dry_run: bool = False) -> ReloadPlan: ...
 
     def submit(self, request: Request) -> Generation: ...
 

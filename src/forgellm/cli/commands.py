@@ -91,12 +91,15 @@ def serve(
     """Run the daemon in the foreground."""
     from forgellm import daemon
 
+    def read() -> Settings:
+        return load_settings(config, flags=flags)
+
     try:
-        settings = load_settings(config, flags=flags)
+        settings = read()
     except ForgeLLMError as error:
         _fail(error)
 
-    ctx.exit(daemon.run(settings, models, on_ready=lambda url: _tell_ready(url, as_json)))
+    ctx.exit(daemon.run(settings, models, on_ready=lambda url: _tell_ready(url, as_json), reread=read))
 
 
 @main.command()
@@ -196,6 +199,19 @@ def drain(url: str | None, as_json: bool, **body: Any) -> None:
     counts = ", ".join(f"{answer[name]} {name}" for name in ("finished", "moved", "aborted", "left") if name in answer)
     took = f" ({counts}, in {answer['took_s']:.1f} s)" if counts else ""
     _print(answer, answer["message"] + took, as_json=as_json)
+
+
+@main.command()
+@_client_options
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would change.")
+def reload(url: str | None, as_json: bool, dry_run: bool) -> None:
+    """Have the daemon read its settings again; only the models whose settings changed are touched."""
+    from forgellm.cli.client import Client
+    from forgellm.cli.show import reload_text
+
+    with Client(url) as client:
+        plan = client.post("/api/admin/reload", {"dry_run": dry_run})
+    _print(plan, reload_text(plan), as_json=as_json)
 
 
 @main.command()

@@ -115,3 +115,20 @@ def _why_not(name: str, status: Status) -> ForgeLLMError:
     if status.get("error"):
         return from_wire(status.get("error_code") or "", status["error"])
     return ModelNotLoaded(f"{name} was unloaded while it was being loaded")
+
+
+def reload_text(plan: dict[str, Any]) -> str:
+    """A reload's plan, a line for each kind of change."""
+    changed = [f"{name} ({', '.join(fields)})" for name, fields in plan["changed"].items()]
+    words = {
+        "added": "added",
+        "removed": "removed",
+        "loaded": "loading",
+        "replaced": "loaded, and replaced while serving",
+        "unloaded": "unloaded once idle",
+        "at_once": "settings in effect",
+        "after_restart": "settings that wait for a restart",
+    }
+    lines = [f"changed: {', '.join(changed)}"] if changed else []
+    lines += [f"{said}: {', '.join(plan[name])}" for name, said in words.items() if plan[name]]
+    return "\n".join([plan["message"], *(lines or ["nothing differs"])])

@@ -28,6 +28,7 @@ from forgellm.supervisor import Drained, Embeddings, Generation, Loaded, PoolSta
 from forgellm.supervisor.asking import embedding_request, python_request, seeded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
+from forgellm.supervisor.reload import ReloadPlan
 from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Wants, Watch
 
@@ -107,6 +108,10 @@ class ModelManager:
     def resume(self, model: str | None = None) -> None:
         """As Supervisor.resume()."""
         self._safely(frames.Resume(model), type(None))
+
+    def reload(self, *, dry_run: bool = False) -> ReloadPlan:
+        """As Supervisor.reload(): the daemon reads its own settings again."""
+        return self._once(frames.Reload(dry_run), ReloadPlan, None)
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         """As Supervisor.counts(): of the daemon that answers now."""

@@ -17,6 +17,7 @@ from forgellm.messages import Chunk, Embedding, FinishReason, Part, Reasoning, R
 from forgellm.supervisor import Drained, Loaded, PoolStatus, Token, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.effects import Announce, Died, Evicted, Progressed
+from forgellm.supervisor.reload import ReloadPlan
 from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Change
 
@@ -109,6 +110,10 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
     timeout_s: float | None
 
 
+class Reload(msgspec.Struct, frozen=True, tag="reload"):
+    dry_run: bool
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     model: str | None
     timeout_s: float | None
@@ -138,7 +143,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     request: Request
 
 
-Call = Status | Catalog | About | Counted | Plan | Load | Unload | Drain | Resume | Abort | Follow | Submit
+Call = Status | Catalog | About | Counted | Plan | Load | Unload | Reload | Drain | Resume | Abort | Follow | Submit
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -197,6 +202,7 @@ RESULTS: Mapping[type[Call], "Decoder[Any]"] = {
     Load: Decoder(Loaded),
     Unload: Decoder(Unloaded),
     Drain: Decoder(Drained),
+    Reload: Decoder(ReloadPlan),
     Resume: Decoder(None),
     Counted: Decoder(Counts),
     Abort: Decoder(None),

@@ -213,6 +213,8 @@ class ControlServer:
                 return self._pool.load(model, wait=wait, timeout_s=timeout_s, **_options(options))
             case frames.Unload(model, force, timeout_s):
                 return self._pool.unload(model, force=force, timeout_s=timeout_s)
+            case frames.Reload(dry_run):
+                return self._pool.reload(dry_run=dry_run)
             case frames.Drain(model, timeout_s):
                 return self._pool.drain(model, timeout_s=timeout_s)
             case frames.Resume(model):

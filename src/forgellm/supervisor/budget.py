@@ -97,10 +97,14 @@ class Budget:
 
     def __init__(self, settings: Settings, budget_bytes: int, models: Mapping[str, Model], life: Lifecycle) -> None:
         """`budget_bytes` 0: no limit. `models` and `life` are the pool's own, read whenever something is asked."""
-        self._settings = settings
-        self._budget: float = budget_bytes or math.inf
         self._models = models
         self._life = life
+        self.configure(settings, budget_bytes)
+
+    def configure(self, settings: Settings, budget_bytes: int) -> None:
+        """Go by these from now on."""
+        self._settings = settings
+        self._budget: float = budget_bytes or math.inf
 
     @property
     def limit_bytes(self) -> int | None:

@@ -35,7 +35,7 @@ class WorkerClocks:
     """The last change of every worker's counters."""
 
     def __init__(self, hang_timeout_s: float) -> None:
-        self._hang_timeout_s = hang_timeout_s or math.inf
+        self.hang_timeout_s = hang_timeout_s
         self._seen: dict[int, _Seen] = {}
         self._looked_at = -math.inf
 
@@ -53,7 +53,7 @@ class WorkerClocks:
         for life, seen in self._seen.items():
             silent_s, stalled_s = now - seen.beat_at, now - seen.step_at
             stacks = f"and was killed; the stacks of its threads are in {seen.pulse.log_path}"
-            if silent_s >= self._hang_timeout_s:
+            if silent_s >= (self.hang_timeout_s or math.inf):
                 verdicts[life] = f"the worker was hung: no heartbeat for {silent_s:.0f} s, {stacks}"
             elif stalled_s >= stall_limits[life]:
                 verdicts[life] = f"the worker was stuck: alive, but no progress for {stalled_s:.0f} s, {stacks}"

@@ -1,5 +1,6 @@
 """What the pool wants done: the only way in which its decisions reach the world. Data only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,7 @@ from forgellm.errors import ForgeLLMError
 from forgellm.messages import Chunk, Command, EngineName, Prefill
 from forgellm.states import WorkerState
 from forgellm.supervisor.counts import Counts
+from forgellm.supervisor.slots import DeathCause, LoadOrder
 from forgellm.supervisor.status import LoadPlan
 
 
@@ -65,7 +67,14 @@ class Drained:
     took_s: float
 
 
-News = Chunk | Prefill | Loaded | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What is loaded, by name, as it was asked for."""
+
+    by_name: Mapping[str, LoadOrder]
+
+
+News = Chunk | Prefill | Loaded | Orders | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +104,6 @@ class Progressed:
     life: int
     progress: float
     stage: str
-
-
-DeathCause = Literal["hang", "memory", "timeout", "load_error", "killed", "signal", "exit"]
 
 
 @dataclass(frozen=True, slots=True)

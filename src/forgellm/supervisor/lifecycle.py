@@ -45,11 +45,15 @@ class Lifecycle:
         self.spare: Spare | None = None
         self._doomed: dict[int, float] = {}  # spares told to go, workers that hang: life -> when to kill them
         self._spare_failures = 0
-        self._settings = settings
         self._engine = _likely_engine(settings)
         self._lives = 0
         self._out = out
         self.may_start: Callable[[LoadOrder, Slot], bool] = lambda order, slot: True  # there is room: the pool's word
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Go by these from now on; deadlines that run already stay."""
+        self._settings = settings
         self._restart = RestartPolicy(
             initial_s=settings.backoff_initial_s,
             max_s=settings.backoff_max_s,

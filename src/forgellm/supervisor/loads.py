@@ -4,6 +4,7 @@ Knows orders, tickets and memory; must not look into requests beyond their queue
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from forgellm.config import Settings
@@ -70,11 +71,16 @@ class Loads:
             model.next_tickets.append(ticket)
             if not (model.is_put_away and model.order.same_model(order)):
                 self.stop(model, now, "replaced by another load", force=False)
-        elif len(model.slots) == order.replicas and all(slot.state is _S.READY for slot in model.slots):
+        elif (
+            not model.is_retired
+            and len(model.slots) == order.replicas
+            and all(slot.state is _S.READY for slot in model.slots)
+        ):
             model.order = order
             self._out.deliver(ticket, _loaded(order, None, already=True))
         else:
             model.load_tickets.append(ticket)
+            model.is_retired = False
             self._fill(model, order, now)
 
     def provide(self, name: str, missing: LoadOrder | ForgeLLMError, now: float) -> ForgeLLMError | None:
@@ -90,7 +96,7 @@ class Loads:
             if refusal := self._never(order, now):
                 return refusal
             self._begin(Model(order, ordered_at=now, last_used=now), now, is_wanted=True)
-        elif model.is_unloading and not model.is_put_away:
+        elif model.is_retired or (model.is_unloading and not model.is_put_away):
             return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
         elif not (model.will_serve() or model.is_put_away):
             return self._try_again(model, now)
@@ -111,6 +117,29 @@ class Loads:
     def _never(self, order: LoadOrder, now: float) -> ForgeLLMError | None:
         plan = self._budget.plan_turn(order, now, with_busy=True)
         return None if plan.fits else InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S)
+
+    def configure(self, settings: Settings, stale: Iterable[str], removed: Iterable[str]) -> None:
+        """Go by these from now on. `stale` models are loaded anew as the settings have them, `removed` ones go."""
+        self._settings = settings
+        for name in stale:
+            self._gone_orders.pop(name, None)
+        for model in [self._models[name] for name in removed if name in self._models]:
+            model.is_retired = True
+
+    def reorder(self, order: LoadOrder, now: float) -> None:
+        """The settings of a loaded model have changed: policy counts at once, options by replacing its workers, other
+        files by replacing the model."""
+        model = self._models.get(order.source.name)
+        if model is None or model.is_unloading:
+            return
+        if model.order.source != order.source:
+            current = self.current
+            self.load(order, "", now)  # nobody waits: the outcome shows in the status
+            self.current = current
+            return
+        for slot in model.slots:
+            slot.is_kept = False
+        self._fill(model, order, now)
 
     def unload(self, name: str | None, ticket: str, now: float, *, force: bool) -> None:
         """Stop a model's workers; see Pool.unload."""

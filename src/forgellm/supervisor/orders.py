@@ -4,15 +4,17 @@ Reads files and how much memory is free; must not load, spawn or decide.
 """
 
 import sys
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import psutil
 
 from forgellm import catalog
 from forgellm.config import ModelConfig, Settings
-from forgellm.errors import ForgeLLMError, InvalidRequest, ModelNotLoaded, Unsupported
+from forgellm.errors import ConfigError, ForgeLLMError, InvalidRequest, ModelNotLoaded, Unsupported
 from forgellm.messages import EngineOptions
 from forgellm.supervisor import deadlines
+from forgellm.supervisor.reload import ReloadPlan, diff, effective, touched
 from forgellm.supervisor.slots import LoadOrder
 
 ON_GPU = sys.platform == "darwin"  # there weights are never dequantised by themselves
@@ -69,6 +71,7 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
         timeouts=deadlines.of(config),
         on_demand=_is_on_demand(settings, config),
         aliases=settings.aliases_of(model),
+        given=dict(given),
     )
     if order.source.task == "embed":
         for name, value in (("max_kv_size", order.options.max_kv_size), ("system_prompt", order.system_prompt)):
@@ -96,3 +99,24 @@ def demanded(settings: Settings, budget_bytes: int, model: str) -> LoadOrder | F
 
 def _is_on_demand(settings: Settings, config: ModelConfig) -> bool:
     return config.preload or (config.load_policy or settings.load_policy) == "on_demand"
+
+
+def reload_orders(
+    old: Settings, new: Settings, budget_bytes: int, loaded: Mapping[str, LoadOrder]
+) -> tuple[ReloadPlan, list[LoadOrder]]:
+    """What going over from `old` settings to `new` ones does, and the orders of the loaded models that it changes.
+
+    Raises ConfigError naming the model whose new entry cannot be used."""
+    wanted = effective(old, new)
+    orders = {name: _anew(wanted, budget_bytes, name, loaded[name].given) for name in touched(old, new, loaded)}
+    plan = diff(old, new, loaded, orders)
+    for name in plan.loaded:
+        _anew(wanted, budget_bytes, name, {})
+    return plan, [order for name, order in orders.items() if order != loaded[name]]
+
+
+def _anew(settings: Settings, budget_bytes: int, name: str, given: Mapping[str, Any]) -> LoadOrder:
+    try:
+        return load_order(settings, budget_bytes, name, LoadOptions(**given))  # type: ignore[typeddict-item]
+    except ForgeLLMError as error:
+        raise ConfigError(f"models.{name}: {error.message}") from error

@@ -5,7 +5,7 @@ Nothing else in the program decides anything. Must not read a clock, start a thr
 
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from forgellm.config import Settings
 from forgellm.errors import (
@@ -20,7 +20,7 @@ from forgellm.states import WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.clocks import Pulse, WorkerClocks
 from forgellm.supervisor.drains import Drains
-from forgellm.supervisor.effects import Died, Effect, Send
+from forgellm.supervisor.effects import Died, Effect, Orders, Send
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.loads import Loads
 from forgellm.supervisor.outbox import Outbox
@@ -109,6 +109,32 @@ class Pool:
     def resume(self, name: str | None, now: float) -> list[Effect]:
         """Undo drain()."""
         self._drains.resume(name, now)
+        return self._out.take()
+
+    def orders(self) -> Orders:
+        """What is loaded, as it was asked for."""
+        return Orders({name: model.order for name, model in self._models.items() if not model.is_unloading})
+
+    def reload(
+        self,
+        settings: Settings,
+        budget_bytes: int,
+        orders: Iterable[LoadOrder],
+        now: float,
+        *,
+        stale: Iterable[str] = (),
+        removed: Iterable[str] = (),
+    ) -> list[Effect]:
+        """Go by other settings from now on: `orders` are those of loaded models that they change, `stale` models are
+        loaded otherwise the next time, `removed` ones go."""
+        self._settings = settings
+        self._life.configure(settings)
+        self._budget.configure(settings, budget_bytes)
+        self._requests.configure(settings)
+        self._clocks.hang_timeout_s = settings.hang_timeout_s
+        self._loads.configure(settings, stale, removed)
+        for order in orders:
+            self._loads.reorder(order, now)
         return self._out.take()
 
     def stop(self, now: float) -> list[Effect]:
@@ -202,7 +228,10 @@ class Pool:
                         self._requests.move_away(slot)
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
-                self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
+                if model.is_retired:
+                    self._loads.stop(model, now, "it is no longer in the settings", force=False)
+                else:
+                    self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
         self._requests.expire(now)
         self._drains.tick(now)
         self._loads.admit(now)
@@ -282,6 +311,8 @@ def _shutting_down() -> ShuttingDown:
 
 def _idle_deadline(model: Model) -> float:
     """When a model that nobody uses is to be unloaded; infinite without a ttl, while pinned, loading or in use."""
+    if model.is_retired and not model.is_unloading:
+        return math.inf if model.queue or any(slot.requests for slot in model.slots) else model.last_used
     is_idle = not model.queue and all(slot.state is _S.READY and not slot.requests for slot in model.slots)
     if model.ttl_s is None or model.pin or not is_idle or model.is_unloading:
         return math.inf

@@ -25,11 +25,15 @@ class Requests:
 
     def __init__(self, settings: Settings, out: Outbox, life: Lifecycle, models: dict[str, Model]) -> None:
         self.asked: dict[str, Asked] = {}
-        self._settings = settings
+        self._defaults = deadlines.of(settings)
         self._out = out
         self._life = life
         self._models = models
         self._deadlines = deadlines.Deadlines(self.asked)
+
+    def configure(self, settings: Settings) -> None:
+        """Requests that come from now on get these limits."""
+        self._defaults = deadlines.of(settings)
 
     # Coming and going ------------------------------------------------------------------------------------------------
 
@@ -39,7 +43,7 @@ class Requests:
         if request.keep_alive_s is not None:
             model.keep_alive_s = request.keep_alive_s
         model.queue.append(request.request_id, request.client)
-        limits = deadlines.limits(request.timeouts, model.order.timeouts, deadlines.of(self._settings))
+        limits = deadlines.limits(request.timeouts, model.order.timeouts, self._defaults)
         asked = self.asked[request.request_id] = Asked(
             request, queued_at=now, asked_at=now, limits=limits, tokens=list(request.resume)
         )

@@ -3,7 +3,7 @@
 import signal
 from dataclasses import dataclass
 
-from forgellm.supervisor.effects import DeathCause
+from forgellm.supervisor.slots import DeathCause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,17 @@
 """The pool's own records: models, their worker slots, the requests. Plain mutable data, private to the pool."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource, Request, Timeouts
 from forgellm.states import WILL_SERVE, WorkerState
-from forgellm.supervisor.effects import DeathCause
 from forgellm.supervisor.fair_queue import FairQueue
+
+DeathCause = Literal["hang", "memory", "timeout", "load_error", "killed", "signal", "exit"]
+"""Why a process ended though nobody wanted it to, in one word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class LoadOrder:
     timeouts: Timeouts = field(default_factory=Timeouts)
     on_demand: bool = True  # whether a request may have it loaded
     aliases: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False)  # what the load call said besides the name
 
     def same_model(self, other: "LoadOrder") -> bool:
         """Whether workers loaded for one order can serve the other."""
@@ -112,6 +117,7 @@ class Model:
     next_order: LoadOrder | None = None  # to load once the present workers are gone
     next_tickets: list[str] = field(default_factory=list)
     is_unloading: bool = False
+    is_retired: bool = False  # no longer in the settings: finishes what it has, and is unloaded
     is_drained: bool = False  # takes no new requests until it is resumed
     is_put_away: bool = False  # unloading by the pool's own decision: requests wait until it is loaded again
     keep_alive_s: float | None = None  # as the last request that said something of it wants

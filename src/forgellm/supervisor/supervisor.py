@@ -17,7 +17,14 @@ from typing import Any, Self, Unpack
 
 from forgellm import catalog
 from forgellm.config import Settings
-from forgellm.errors import ForgeLLMError, ModelLoading, ModelUnloading, ShuttingDown, StartupError
+from forgellm.errors import (
+    ConfigError,
+    ForgeLLMError,
+    ModelLoading,
+    ModelUnloading,
+    ShuttingDown,
+    StartupError,
+)
 from forgellm.messages import Event, Prefill, Request, Timeouts
 from forgellm.supervisor import narrator
 from forgellm.supervisor.asking import embedding_request, python_request, seeded
@@ -25,7 +32,7 @@ from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
 from forgellm.supervisor.drains import GRACE_S
-from forgellm.supervisor.effects import Deliver, Drained, Effect, Loaded, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.effects import Deliver, Drained, Effect, Loaded, Orders, Send, Signal, Spawn, Unloaded
 from forgellm.supervisor.embeddings import Embeddings
 from forgellm.supervisor.generation import Generation
 from forgellm.supervisor.memory import (
@@ -36,9 +43,10 @@ from forgellm.supervisor.memory import (
     automatic_budget_bytes,
     footprints,
 )
-from forgellm.supervisor.orders import LoadOptions, demanded, load_order
+from forgellm.supervisor.orders import LoadOptions, demanded, load_order, reload_orders
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost, log_stem
+from forgellm.supervisor.reload import ReloadPlan, effective
 from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 from forgellm.supervisor.tally import Ended, Tally
@@ -58,8 +66,11 @@ Item = Call | tuple[int, Event | Lost]
 class Supervisor:
     """A pool of supervised workers. `with Supervisor() as pool: pool.load("smollm2"); …`"""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, reread: Callable[[], Settings] | None = None) -> None:
+        """`reread` reads the settings again where they came from, for reload()."""
         self.settings = settings or Settings()
+        self._reread = reread
+        self._reloading = threading.Lock()
         self._budget_bytes = self.settings.memory_budget_bytes or automatic_budget_bytes()
         self._pool = Pool(self.settings, self._budget_bytes, log_stem(self.settings.log_path))
         self._sample_s = INTERVAL_S
@@ -186,6 +197,32 @@ class Supervisor:
         """Undo drain(), for a model or (None) for all."""
         name = self._real_name(model)
         self._post(lambda now: self._pool.resume(name, now))
+
+    def reload(self, settings: Settings | None = None, *, dry_run: bool = False) -> ReloadPlan:
+        """Go by other settings (None: read again where they came from), and return what that does; see ReloadPlan.
+
+        Only what changed is touched; with `dry_run` nothing is. Raises ConfigError for settings that cannot be used:
+        then nothing has changed."""
+        if settings is None and self._reread is None:
+            raise ConfigError("these settings came from no file, so they cannot be read again")
+        with self._reloading, self._ticket() as (ticket_id, ticket):
+            wanted = settings if settings is not None else self._reread() if self._reread else self.settings
+            self._post(lambda now: [Deliver(ticket_id, self._pool.orders())])
+            answer = ticket.wait(START_DEADLINE_S)
+            if not isinstance(answer, Orders):
+                raise ShuttingDown("the supervisor does not answer")
+            plan, orders = reload_orders(self.settings, wanted, self._budget_bytes, answer.by_name)
+            if dry_run:
+                return plan
+            self.settings = found = effective(self.settings, wanted)
+            self._budget_bytes = budget_bytes = found.memory_budget_bytes or automatic_budget_bytes()
+            stale = (*plan.changed, *plan.removed)
+            self._post(
+                lambda now: self._pool.reload(found, budget_bytes, orders, now, stale=stale, removed=plan.unloaded)
+            )
+        for name in plan.loaded:
+            self.load(name, wait=False)
+        return plan
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of the last change. Never blocks."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from forgellm.errors import ForgeLLMError
 from forgellm.supervisor.counts import Counts
-from forgellm.supervisor.effects import Drained, Loaded, Unloaded
+from forgellm.supervisor.effects import Drained, Loaded, Orders, Unloaded
 from forgellm.supervisor.status import LoadPlan
 
 
@@ -17,13 +17,13 @@ class Ticket:
 
     def __init__(self) -> None:
         self._done = threading.Event()
-        self._news: Loaded | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError | None = None
+        self._news: Loaded | Unloaded | Drained | Orders | LoadPlan | Counts | ForgeLLMError | None = None
 
-    def put(self, news: Loaded | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError) -> None:
+    def put(self, news: Loaded | Unloaded | Drained | Orders | LoadPlan | Counts | ForgeLLMError) -> None:
         self._news = news
         self._done.set()
 
-    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | Drained | LoadPlan | Counts | None:
+    def wait(self, timeout_s: float | None) -> Loaded | Unloaded | Drained | Orders | LoadPlan | Counts | None:
         """The outcome, or None if there is none in time. Raises the error if that is the outcome."""
         self._done.wait(timeout_s)
         if isinstance(self._news, ForgeLLMError):

@@ -8,6 +8,12 @@ from forgellm.errors import InvalidRequest
 from forgellm.messages import TimeoutSeconds
 
 
+class ReloadBody(Body, frozen=True, kw_only=True):
+    """POST /api/admin/reload; the body may be missing."""
+
+    dry_run: bool = False
+
+
 class DrainBody(Body, frozen=True, kw_only=True):
     """POST /api/admin/drain; the body may be missing."""
 
