@@ -15,7 +15,7 @@ import pytest
 from pools import StartPool, wait_until
 
 from forgellm import Generation, Supervisor
-from forgellm.errors import ForgeLLMError, ModelFailed, QueueFull, WorkerDied
+from forgellm.errors import ForgeLLMError, QueueFull, WorkerDied
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
 from forgellm.supervisor.process import CONTEXT
@@ -107,7 +107,7 @@ def test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory
     waiting = pool.generate("e", "one two")
     with pytest.raises(WorkerDied, match="SIGKILL"):
         pool.load("e", timeout_s=20)
-    with pytest.raises(ModelFailed):
+    with pytest.raises(WorkerDied):
         waiting.result()
     assert workers(pool)[0].memory.footprint_bytes == 0
     assert pool._crew is not None
