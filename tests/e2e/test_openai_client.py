@@ -160,9 +160,21 @@ def test_responses_whole_and_streamed(client):
     assert final.usage.total_tokens == whole.usage.total_tokens
 
 
+def test_embeddings_as_bytes_and_as_numbers(client):
+    """On the echo engine; what real vectors are worth is tested with the engine that makes them."""
+    packed = client.embeddings.create(model="e", input=["a", "b c"])
+    plain = client.embeddings.create(model="e", input=["a", "b c"], encoding_format="float")
+    assert [each.embedding for each in packed.data] == [each.embedding for each in plain.data]
+    assert packed.data[0].embedding != packed.data[1].embedding
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="e", input="a", dimensions=2)
+    assert caught.value.param == "dimensions"
+
+
 def test_models(client):
     listed = {model.id: model for model in client.models.list()}
     assert listed[MODEL].state == "ready"
+    assert {"chat", "structured"} <= set(listed[MODEL].capabilities)
     assert client.models.retrieve(MODEL).context_length == listed[MODEL].context_length > 1000
 
 

@@ -18,8 +18,8 @@ def models() -> Response:
 
 
 def model(model: str) -> Response:
-    """One model. Its name may hold slashes."""
-    found = next((each for each in _models() if each.id == model), None)
+    """One model, by its name or an alias; both may hold slashes."""
+    found = next((each for each in _models() if model == each.id or model in each.aliases), None)
     if found is None:
         raise ModelNotFound(f"no model is called {model!r}; GET /v1/models lists them", field="model")
     return json_response(found)
@@ -29,13 +29,25 @@ def _models() -> Iterator[out.Model]:
     pool = context().pool
     loaded = pool.status().models
     for each in loaded:
-        length = each.info.context_length if each.info else each.context_length
-        yield out.Model(id=each.name, created=_created(each.path), state=each.state, context_length=length)
+        yield out.Model(
+            id=each.name,
+            created=_created(each.path),
+            state=each.state,
+            context_length=each.info.context_length if each.info else each.context_length,
+            aliases=list(each.aliases),
+            capabilities=list(each.info.capabilities) if each.info else None,
+        )
     names = {each.name for each in loaded}
     for entry in pool.catalog():
         if entry.id not in names:
-            created = _created(entry.path)
-            yield out.Model(id=entry.id, created=created, state=WorkerState.STOPPED, context_length=None)
+            yield out.Model(
+                id=entry.id,
+                created=_created(entry.path),
+                state=WorkerState.STOPPED,
+                context_length=None,
+                aliases=list(entry.aliases),
+                capabilities=None,
+            )
 
 
 def _created(path: str | None) -> int:

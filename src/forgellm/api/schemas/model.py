@@ -2,13 +2,13 @@
 
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
-from forgellm.api.schemas.body import Body, Name
-from forgellm.errors import EmptyPrompt, InvalidRequest, Unsupported
+from forgellm.api.schemas.body import Body, Name, honoured, refused
+from forgellm.errors import EmptyPrompt, InvalidRequest
 from forgellm.messages import (
     RepetitionPenalty,
     Request,
@@ -33,21 +33,21 @@ class LoadBody(Body, frozen=True, kw_only=True):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"model": "model_name", "adapter": "adapter_path"}
 
-    model_name: Name | None = None
-    adapter_path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
-    wait: bool = False
-    system_prompt: str | None = None
-    ttl_s: Seconds | None = None
-    pin: bool | None = None
-    replicas: Annotated[int, Meta(ge=1, le=64)] | None = None
-    max_kv_size: Tokens | None = None
-    context_length: Tokens | None = None
-    draft_model: str | None = None
+    model_name: Annotated[Name | None, honoured("which model; required, unless `adapter_path` says it")] = None
+    adapter_path: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
+        honoured("a LoRA adapter; alone, it finds its base model"),
+    ] = None
+    wait: Annotated[bool, honoured("answer when it is ready")] = False
+    system_prompt: Annotated[str | None, honoured("kept as the default for this model's generate calls")] = None
+    ttl_s: Annotated[Seconds | None, honoured("unload after so many idle seconds")] = None
+    pin: Annotated[bool | None, honoured("never unload it for being idle, nor for another")] = None
+    replicas: Annotated[Annotated[int, Meta(ge=1, le=64)] | None, honoured("workers that serve it")] = None
+    max_kv_size: Annotated[Tokens | None, honoured("cap of each request's KV cache, in tokens")] = None
+    context_length: Annotated[Tokens | None, honoured("longest prompt and answer, in tokens")] = None
+    draft_model: Annotated[Any, refused("requests share one batch, so there is no speculative decoding")] = None
 
     def __post_init__(self) -> None:
-        if self.draft_model is not None:
-            message = "speculative decoding is not available: requests share one batch; leave `draft_model` out"
-            raise Unsupported(message, field="draft_model")
         if self.model_name is None and self.adapter_path is None:
             raise InvalidRequest("`model_name` is required (or `adapter_path`, for its base model)", field="model_name")
 
@@ -69,8 +69,8 @@ class UnloadBody(Body, frozen=True, kw_only=True):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"model": "model_name"}
 
-    model_name: Name | None = None
-    force: bool = False
+    model_name: Annotated[Name | None, honoured("which model; the current one without")] = None
+    force: Annotated[bool, honoured("abort what runs instead of letting it finish")] = False
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,25 +85,27 @@ class GenerateBody(Body, frozen=True, kw_only=True):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"stream": "streaming", "model_name": "model"}
 
-    prompt: str
-    model: Name | None = None
-    history: tuple[Turn, ...] = ()
-    system_prompt: str | None = None
-    max_tokens: Tokens = 100
-    temperature: Temperature = 0.7
-    top_p: Share = 0.9
-    top_k: TopK = 0
-    min_p: Share = 0.0
-    repetition_penalty: RepetitionPenalty = 1.1
-    stop: StopString | StopStrings = ()
-    max_kv_size: Tokens | None = None
-    seed: Seed | None = None
-    is_base_model: bool | None = None
-    streaming: bool = False
-    timeout_s: TimeoutSeconds | None = None
-    queue_timeout_s: TimeoutSeconds | None = None
-    first_token_timeout_s: TimeoutSeconds | None = None
-    token_timeout_s: TimeoutSeconds | None = None
+    prompt: Annotated[str, honoured("what is answered")]
+    model: Annotated[Name | None, honoured("which model answers; the current one without")] = None
+    history: Annotated[tuple[Turn, ...], honoured("earlier turns")] = ()
+    system_prompt: Annotated[str | None, honoured("the system message; that of the load without")] = None
+    max_tokens: Annotated[Tokens, honoured("longest answer")] = 100
+    temperature: Annotated[Temperature, honoured("0 is greedy")] = 0.7
+    top_p: Annotated[Share, honoured("the likeliest tokens that together have this probability; 1 is off")] = 0.9
+    top_k: Annotated[TopK, honoured("the so many likeliest tokens; 0 is off")] = 0
+    min_p: Annotated[Share, honoured("tokens at least so likely as this share of the likeliest one; 0 is off")] = 0.0
+    repetition_penalty: Annotated[RepetitionPenalty, honoured("divides the logit of tokens that came; 1 is off")] = 1.1
+    stop: Annotated[StopString | StopStrings, honoured("the text ends before it; it may span tokens")] = ()
+    max_kv_size: Annotated[Tokens | None, honoured("cap of this request's KV cache, in tokens")] = None
+    seed: Annotated[Seed | None, honoured("the same seed gives the same text, alone or in a batch")] = None
+    is_base_model: Annotated[
+        bool | None, honoured("true: the prompt is continued as it is, without a chat template")
+    ] = None
+    streaming: Annotated[bool, honoured("the answer as lines of JSON")] = False
+    timeout_s: Annotated[TimeoutSeconds | None, honoured("longest it may take in all, the queue included")] = None
+    queue_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for a place")] = None
+    first_token_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for the first token")] = None
+    token_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for each further token")] = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -213,12 +213,15 @@ class ResponseEvent(Answer):
 
 class Model(Answer):
     """A model that can be asked for. `created`: unix time of its files, 0 if it has none. `state`: see the life of a
-    worker; `context_length` is known once it is loaded."""
+    worker. `context_length` and `capabilities` ("completion", "chat", "tools", "embedding" …) are known once it is
+    loaded."""
 
     id: str
     created: int
     state: str
     context_length: int | None
+    aliases: list[str]
+    capabilities: list[str] | None
     object: Literal["model"] = "model"
     owned_by: str = "forgellm"
 

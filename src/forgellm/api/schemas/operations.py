@@ -1,9 +1,9 @@
 """Bodies of the `/api/admin/*` routes: what each may hold. Calls nothing."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from forgellm.api.schemas.body import Body, Name
+from forgellm.api.schemas.body import Body, Name, honoured
 from forgellm.errors import InvalidRequest
 from forgellm.messages import TimeoutSeconds
 
@@ -19,9 +19,9 @@ class DrainBody(Body, frozen=True, kw_only=True):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"model_name": "model"}
 
-    model: Name | None = None
-    timeout_s: TimeoutSeconds | None = None
-    resume: bool = False
+    model: Annotated[Name | None, honoured("which model; the whole pool without")] = None
+    timeout_s: Annotated[TimeoutSeconds | None, honoured("how long running requests may go on")] = None
+    resume: Annotated[bool, honoured("true: take requests again")] = False
 
     def __post_init__(self) -> None:
         if self.resume and self.timeout_s is not None:
