@@ -111,7 +111,7 @@ class ModelManager:
 
     def reload(self, *, dry_run: bool = False) -> ReloadPlan:
         """As Supervisor.reload(): the daemon reads its own settings again."""
-        return self._once(frames.Reload(dry_run), ReloadPlan, None)
+        return self._once(frames.Reload(dry_run), ReloadPlan, self._stop_timeout_s)
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         """As Supervisor.counts(): of the daemon that answers now."""

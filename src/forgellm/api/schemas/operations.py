@@ -11,7 +11,7 @@ from forgellm.messages import TimeoutSeconds
 class ReloadBody(Body, frozen=True, kw_only=True):
     """POST /api/admin/reload; the body may be missing."""
 
-    dry_run: bool = False
+    dry_run: Annotated[bool, honoured("true: say what would change, and change nothing")] = False
 
 
 class DrainBody(Body, frozen=True, kw_only=True):
