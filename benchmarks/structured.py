@@ -63,7 +63,7 @@ def step_s(engine: Any, requests: int, *, is_kept: bool, tokens: int) -> float:
     from forgellm.messages import Constraint, Request, Sampling
 
     constraint = Constraint(kind="json_schema", text=json.dumps(SCHEMA)) if is_kept else None
-    sampling = Sampling(max_tokens=tokens, logit_bias=() if is_kept else ((2, -100.0),))  # none may end early
+    sampling = Sampling(max_tokens=tokens)
     for number in range(requests):
         engine.add(
             Request(
