@@ -104,6 +104,8 @@ class Request:
     `inputs` are texts, or token ids, to embed; their vectors come with the last chunk. `client` is the id of the API
     key that asked, "" where none is needed: who it is for, never a secret. `keep_alive_s` sets for how long its model
     stays loaded while idle, from this request on: 0, until it is done; negative, until somebody unloads it.
+    `context_length`: the longest prompt and answer, in tokens, where the caller wants less than the model can hold.
+    `count_only`: nothing is generated; the usage at the end says how many tokens the prompt has.
     """
 
     request_id: str
@@ -122,6 +124,8 @@ class Request:
     resume: tuple[int, ...] = ()
     timeouts: Timeouts = field(default_factory=Timeouts)
     keep_alive_s: float | None = None
+    context_length: int | None = None
+    count_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +332,14 @@ class Embedding:
     vector: bytes
 
 
-Part = Reasoning | ToolCall | Embedding
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The stop string that ended the answer."""
+
+    stop: str
+
+
+Part = Reasoning | ToolCall | Embedding | Stopped
 
 # What one step gave one request:
 # (request_id, text, token_ids, logprobs or None, finish_reason or None, usage or None, parts or None).

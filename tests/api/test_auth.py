@@ -34,6 +34,8 @@ ASKS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x"},
     "/v1/responses": {"input": "x"},
     "/v1/embeddings": {"input": "x"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
     "/api/model/generate": {"prompt": "x"},
     "/api/model/load": {},
     "/api/model/plan": {},

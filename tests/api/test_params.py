@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import examples_anthropic
 import examples_openai
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from forgellm.api.params import Row
 from forgellm.errors import Unsupported
 from forgellm.messages import Request
 
-MODULES = {"openai": examples_openai}
+MODULES = {"openai": examples_openai, "anthropic": examples_anthropic}
 
 ROWS = [row for row in params.rows(DIALECTS) if row.dialect != "forgellm"]  # those have test_schemas.py
 

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from forgellm.control import frames
 from forgellm.control.frames import BadFrame, Failed, News
 from forgellm.errors import BY_CODE, InvalidRequest, QueueFull
-from forgellm.messages import Constraint, Embedding, Reasoning, Request, Sampling, Timeouts, ToolCall, Tools, Usage
+from forgellm.messages import (
+    Constraint,
+    Embedding,
+    Reasoning,
+    Request,
+    Sampling,
+    Stopped,
+    Timeouts,
+    ToolCall,
+    Tools,
+    Usage,
+)
 from forgellm.supervisor import Token
 from forgellm.supervisor.reload import ReloadPlan
 
@@ -23,7 +34,9 @@ def there_and_back(frame, decoder):
 
 REQUESTS = [
     Request(request_id="a", model="m", prompt="hello", resume=(1, 2, 3)),
-    Request(request_id="b", model="m", prompt=(5, 6), timeouts=Timeouts(total_s=2.5)),
+    Request(
+        request_id="b", model="m", prompt=(5, 6), timeouts=Timeouts(total_s=2.5), context_length=9, count_only=True
+    ),
     Request(request_id="c", model="m", inputs=("one", (2, 3)), template_options={"enable_thinking": False}),
     Request(
         request_id="d",
@@ -44,7 +57,7 @@ def test_a_request_arrives_as_it_was_sent(request_):
 
 
 def test_all_that_a_token_holds_arrives():
-    parts = (Reasoning("hm"), ToolCall(0, '{"a": 1}', "id", "f"), Embedding(0, b"\x00\xff"))
+    parts = (Reasoning("hm"), ToolCall(0, '{"a": 1}', "id", "f"), Embedding(0, b"\x00\xff"), Stopped("END"))
     logprobs = ((7, "x", -0.5, ((8, "y", -1.0),)),)
     tokens = [Token("one", (1, 2)), Token("", (3,), logprobs, parts)]
     usage = Usage(prompt_tokens=2, completion_tokens=3, prefill_s=0.5)

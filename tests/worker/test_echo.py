@@ -110,3 +110,16 @@ def test_an_embedding_counts_the_words_and_characters_of_each_input() -> None:
         (0, (2.0, 7.0)),
         (1, (3.0, 8.0)),
     ]
+
+
+def test_counting_says_nothing_back() -> None:
+    made = engine()
+    for request in (
+        Request(request_id="r", model="e", prompt="one two", count_only=True),
+        Request(request_id="r", model="e", inputs=("one two",), count_only=True),
+    ):
+        made.add(request)
+        ((_, text, _, _, finish, usage, parts),) = made.step()[0]
+        assert (text, finish, parts) == ("", "stop", None)
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (2, 0)

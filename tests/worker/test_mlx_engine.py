@@ -1,5 +1,6 @@
 """The MLX engine on a tiny random model: batching, sampling, stopping, prefix reuse, limits, and what goes wrong."""
 
+import dataclasses
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from forgellm.errors import ContextLengthExceeded, InvalidRequest
-from forgellm.messages import Chunk, Prefill, Request, RequestFailed, Sampling
+from forgellm.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+from forgellm.messages import Chunk, Prefill, Request, RequestFailed, Sampling, Stopped
 from forgellm.worker.mlx_engine import MLXEngine
 from forgellm.worker.running import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS, PrefillPace
 
@@ -470,3 +471,35 @@ def test_random_traffic_answers_what_each_request_gets_alone(
             assert got == expected.tokens(name)[: len(got)]
         else:
             assert (got, answers.text(name)) == (expected.tokens(name), expected.text(name))
+
+
+def test_the_stop_string_that_ended_an_answer_is_named(engine: MLXEngine) -> None:
+    whole = run(engine, chat("a")).text("a")
+    stop = whole[4:6]
+    chunk = run(engine, chat("b", stop=("never seen", stop))).last("b")
+    assert (chunk[4], chunk[6]) == ("stop", (Stopped(stop),))
+
+
+def test_counting_a_prompt_runs_nothing(engine: MLXEngine) -> None:
+    counted = dataclasses.replace(chat("a"), count_only=True)
+    answers = run(engine, counted)
+    (chunk,) = answers.chunks["a"]
+    assert (chunk[1], chunk[2], chunk[4], answers.news) == ("", (), "stop", [])
+    really = run(engine, chat("b")).last("b")[5]
+    assert chunk[5] is not None
+    assert really is not None
+    assert chunk[5].prompt_tokens == really.prompt_tokens > 0
+    assert chunk[5].completion_tokens == 0
+
+
+def test_a_request_may_want_a_shorter_context_and_not_a_longer_one(engine: MLXEngine) -> None:
+    prompt = (5,) * 10
+    short = run(engine, dataclasses.replace(raw("a", prompt), context_length=13)).last("a")
+    assert short[4] == "length"
+    assert short[5] is not None
+    assert short[5].completion_tokens == 3
+    with pytest.raises(ContextLengthExceeded, match="context length is 10"):
+        engine.add(dataclasses.replace(raw("b", prompt), context_length=10))
+    with pytest.raises(Unsupported, match="as it is loaded") as caught:
+        engine.add(dataclasses.replace(raw("c", prompt), context_length=1 << 30))
+    assert caught.value.field == "context_length"

@@ -1,5 +1,6 @@
 """Messages and prompts to token ids, with the tiny model's own tokenizer."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,10 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     monkeypatch.setattr(builder, "_tokenizer", None)
     with pytest.raises(ContextLengthExceeded, match="512 tokens"):
         builder.tokens(raw("a" * 1_000_000))
+
+
+def test_a_model_that_never_thinks_may_be_told_not_to(builder: PromptBuilder) -> None:
+    told = dataclasses.replace(chat("hello"), template_options={"enable_thinking": False})
+    assert builder.tokens(told) == builder.tokens(chat("hello"))
+    asked = refused(builder, dataclasses.replace(told, template_options={"enable_thinking": True}))
+    assert asked.field == "template_options"

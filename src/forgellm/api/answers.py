@@ -6,6 +6,7 @@ Knows no bodies and no formats: a dialect turns pieces into bytes, and says how 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from flask import Response, request
 
@@ -16,7 +17,7 @@ from forgellm.api.gate import Gate
 from forgellm.api.ndjson import POLL_S, WRITE_EVERY_S, IsGone
 from forgellm.api.pool import Pool
 from forgellm.api.wsgi_host import client_gone
-from forgellm.errors import ForgeLLMError, InvalidRequest, ShuttingDown, from_wire
+from forgellm.errors import ForgeLLMError, InvalidRequest, ShuttingDown, Unavailable, from_wire
 from forgellm.messages import Request, Usage
 from forgellm.supervisor.generation import Generation, Token
 
@@ -129,6 +130,13 @@ def begin(requests: Sequence[Request], names: Mapping[str, str] = MappingProxyTy
     answers = Answers(ctx.pool, access.adopt(requests), ctx.gate, client_gone(request.environ), names)
     access.follow(answers.generations)
     return answers
+
+
+def finish_reason(generation: Generation) -> Any:
+    """Why it ended. Dialects have no word for an answer that the server ended: that is an error, Unavailable."""
+    if generation.finish_reason in {"abort", "error"}:
+        raise Unavailable("the answer was ended before it was complete: its model was unloaded", retry_after_s=1)
+    return generation.finish_reason
 
 
 def stream(

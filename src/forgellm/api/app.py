@@ -5,6 +5,7 @@ from flask import Flask
 from forgellm.api import (
     access,
     admin,
+    anthropic,
     auth,
     catalog,
     errors,
@@ -23,7 +24,7 @@ from forgellm.api.pool import Pool
 from forgellm.api.wsgi_host import refuse_sync_workers
 from forgellm.config import Settings, load_settings
 
-DIALECTS = (native.DIALECT, openai.DIALECT)
+DIALECTS = (native.DIALECT, openai.DIALECT, anthropic.DIALECT)
 """Every family of routes; what is printed about routes and parameters comes from here."""
 
 

@@ -42,6 +42,8 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/v1/completions": _INFER,
     "/v1/responses": _INFER,
     "/v1/embeddings": _INFER,
+    "/v1/messages": _INFER,
+    "/v1/messages/count_tokens": _INFER,
     "/api/model/generate": _INFER,
     "/api/model/status": _EITHER,
     "/api/model/info": _EITHER,

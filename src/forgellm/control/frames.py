@@ -13,7 +13,18 @@ from msgspec.msgpack import Decoder
 
 from forgellm.catalog import CatalogEntry
 from forgellm.errors import ForgeLLMError, InvalidRequest, from_wire
-from forgellm.messages import Chunk, Embedding, FinishReason, Part, Reasoning, Request, TokenLogprobs, ToolCall, Usage
+from forgellm.messages import (
+    Chunk,
+    Embedding,
+    FinishReason,
+    Part,
+    Reasoning,
+    Request,
+    Stopped,
+    TokenLogprobs,
+    ToolCall,
+    Usage,
+)
 from forgellm.supervisor import Drained, Loaded, PoolStatus, Token, Unloaded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.effects import Announce, Died, Evicted, Progressed
@@ -212,6 +223,7 @@ _KINDS: dict[str, type[Part | Change]] = {
     "reasoning": Reasoning,
     "tool_call": ToolCall,
     "embedding": Embedding,
+    "stopped": Stopped,
     "state": Announce,
     "progress": Progressed,
     "death": Died,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from forgellm.messages import Part, Reasoning, ToolCall
+from forgellm.messages import Reasoning, ToolCall
 from forgellm.worker.text import Decoder, TextStream
 from forgellm.worker.tools import ToolFormat
 
@@ -72,7 +72,6 @@ class Answer(TextStream):
         self._think_start, self._think_end = think_marks
         self._may_think = thinking == "may"
         self._state = self._in_reasoning if thinking == "is" else self._in_text
-        self._parts: list[Part] = []
         self._held = ""
         self._space = ""  # white space before a call is not text
         self._drops_space = thinking == "is"
@@ -81,10 +80,6 @@ class Answer(TextStream):
     @property
     def has_calls(self) -> bool:
         return self._calls is not None and self._calls.count > 0
-
-    def take_parts(self) -> tuple[Part, ...] | None:
-        parts, self._parts = tuple(self._parts), []
-        return parts or None
 
     def push(self, token: int) -> str:
         """The text that may be shown after this token; what is not text waits in take_parts()."""

@@ -146,7 +146,7 @@ class EchoEngine:
             os.closerange(3, 1 << 16)
             time.sleep(600)
         text = prompt if knobs.text is None else knobs.text
-        words = _tokens(text) if request.inputs is None else []
+        words = _tokens(text) if request.inputs is None and not request.count_only else []
         now = time.monotonic()
         self._running[request.request_id] = _Running(request, words, len(prompt.split()), now, knobs.prefill_s)
 
@@ -224,7 +224,8 @@ class EchoEngine:
     def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:
         request_id = running.request.request_id
         del self._running[request_id]
-        parts = _embeddings(running.request.inputs or ()) if reason == "stop" else None
+        is_embedded = reason == "stop" and not running.request.count_only
+        parts = _embeddings(running.request.inputs or ()) if is_embedded else None
         return request_id, word, (running.sent - 1,) if word else (), None, reason, running.usage(now), parts
 
 

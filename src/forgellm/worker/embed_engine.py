@@ -149,6 +149,10 @@ class EmbedEngine:
             raise EmptyPrompt("there is nothing to embed: give at least one text", field="input")
         inputs = [self._tokens(given, number, request.truncate) for number, given in enumerate(request.inputs)]
         now = time.monotonic()
+        if request.count_only:
+            counted = Usage(prompt_tokens=sum(map(len, inputs)), completion_tokens=0)
+            self._last_words.append((request.request_id, "", (), None, "stop", counted, None))
+            return
         self._running[request.request_id] = _Running(request.request_id, inputs, deque(range(len(inputs))), now)
 
     def _tokens(self, given: str | tuple[int, ...], number: int, is_cut: bool) -> tuple[int, ...]:

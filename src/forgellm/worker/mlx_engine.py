@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 
-from forgellm.errors import ContextLengthExceeded, ForgeLLMError, InvalidRequest, Unsupported
+from forgellm.errors import ForgeLLMError, InvalidRequest, Unsupported
 from forgellm.messages import (
     Chunk,
     EngineOptions,
@@ -24,6 +24,7 @@ from forgellm.messages import (
     Request,
     RequestFailed,
     TokenLogprobs,
+    Usage,
 )
 from forgellm.worker import blas as blas_names
 from forgellm.worker import mlx_load, sampling
@@ -155,13 +156,11 @@ class MLXEngine:
         if request.inputs is not None:
             raise Unsupported("inputs: this model writes text; embeddings need an embedding model", field="inputs")
         prompt = self._prompts.tokens(request)
-        room = self._context_length - len(prompt)
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens and the answer needs at least 1, but the context length is "
-                f"{self._context_length}; shorten the prompt",
-                field="prompt",
-            )
+        if request.count_only:
+            counted = Usage(prompt_tokens=len(prompt), completion_tokens=0)
+            self._last_words.append((request.request_id, "", (), None, "stop", counted, None))
+            return
+        room = self._prompts.room(request, prompt)
         bad = next((token for token, _ in wanted.logit_bias if not 0 <= token < self._vocab_size), None)
         if bad is not None:
             raise InvalidRequest(

@@ -53,6 +53,26 @@ class PromptBuilder:
             raise EmptyPrompt("prompt is empty: give at least one token of text", field="prompt")
         return tokens
 
+    def room(self, request: Request, prompt: list[int]) -> int:
+        """How many tokens an answer may have after the prompt, at least one. Raises InvalidRequest."""
+        limit = self._context_length
+        if request.context_length is not None:
+            if request.context_length > limit:
+                raise Unsupported(
+                    f"context_length: {request.context_length} tokens are more than the {limit} of this model as it is "
+                    "loaded",
+                    field="context_length",
+                )
+            limit = request.context_length
+        room = limit - len(prompt)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt)} tokens and the answer needs at least 1, but the context length is "
+                f"{limit}; shorten the prompt",
+                field="prompt",
+            )
+        return room
+
     def _from_ids(self, prompt: tuple[int, ...]) -> list[int]:
         bad = next((token for token in prompt if not 0 <= token < self._vocab_size), None)
         if bad is not None:
@@ -93,8 +113,10 @@ class PromptBuilder:
                     "template_options: they need messages, and a model with a chat template", field="template_options"
                 )
         template = self._tokenizer.chat_template if request.template_options else None
-        for name in request.template_options:
+        for name, value in request.template_options.items():
             is_known = not isinstance(template, str) or re.search(rf"\b{re.escape(name)}\b", template)
+            if name == "enable_thinking" and value is False and not self._tokenizer.has_thinking:
+                continue  # a model that never thinks does as it is told
             if name in _OWN_VARIABLES or not name.isidentifier() or not is_known:
                 raise Unsupported(
                     f"template_options: this model's chat template has no variable {name!r} to set; leave it out",

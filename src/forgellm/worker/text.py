@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Protocol
 
-from forgellm.messages import Part
+from forgellm.messages import Part, Stopped
 
 MAX_UNDECODED_TOKENS = 8
 """A code point takes at most 4 bytes, so at most 4 tokens; after twice that the bytes are garbage and shown as such."""
@@ -162,14 +162,16 @@ class StopMatcher:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self.found = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """(text that may be shown, whether a stop string was found; it and what follows are dropped)."""
+        """(text that may be shown, whether a stop string was found; it and what follows are dropped). `found` is it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self._held = ""
-            return text[: min(found)[1]], True
+            end, at = min(found)
+            self._held, self.found = "", text[at:end]
+            return text[:at], True
         keep = self._possible_start(text)
         self._held = text[keep:]
         return text[:keep], False
@@ -194,6 +196,7 @@ class TextStream:
     def __init__(self, decoder: Decoder, stops: Sequence[str]) -> None:
         self._decoder = decoder
         self._matcher = StopMatcher(stops) if any(stops) else None
+        self._parts: list[Part] = []
         self.is_stopped = False
 
     def push(self, token: int) -> str:
@@ -207,12 +210,17 @@ class TextStream:
 
     def take_parts(self) -> tuple[Part, ...] | None:
         """What came since the last time that is not text."""
-        return None
+        if not self._parts:
+            return None
+        parts, self._parts = tuple(self._parts), []
+        return parts
 
     def _matched(self, text: str) -> str:
         if self._matcher is None or not text:
             return text
         text, self.is_stopped = self._matcher.push(text)
+        if self.is_stopped:
+            self._parts.append(Stopped(self._matcher.found))
         return text
 
     def finish(self) -> str:

@@ -36,7 +36,7 @@ def chat() -> Response:
             out.ChatChoice(
                 index=index,
                 message=_message(each),
-                finish_reason=wire.finish_reason(running.generations[index]),
+                finish_reason=answers.finish_reason(running.generations[index]),
                 logprobs=wire.chat_logprobs(each.logprobs) if body.logprobs else None,
             )
             for index, each in enumerate(said)
@@ -104,5 +104,5 @@ def _choices(
             logprobs = wire.chat_logprobs(what.logprobs) if body.logprobs else None
             yield out.ChunkChoice(index=index, delta=delta, logprobs=logprobs)
         if index in ended:
-            reason = wire.finish_reason(running.generations[index])
+            reason = answers.finish_reason(running.generations[index])
             yield out.ChunkChoice(index=index, delta=out.Delta(), finish_reason=reason)

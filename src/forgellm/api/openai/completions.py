@@ -28,7 +28,7 @@ def completions() -> Response:
             said[index].add(token)
     completion = _completion(running)
     for index, each in enumerate(said):
-        reason = wire.finish_reason(running.generations[index])
+        reason = answers.finish_reason(running.generations[index])
         logprobs = None if body.logprobs is None else wire.text_logprobs(each.logprobs, 0)
         text = body.echoed(index) + each.text
         completion.choices.append(out.TextChoice(index=index, text=text, finish_reason=reason, logprobs=logprobs))
@@ -80,6 +80,6 @@ def _choices(
         if body.logprobs is not None:
             logprobs = wire.text_logprobs(each.logprobs, sent[index])
             sent[index] += sum(map(len, logprobs.tokens))
-        reason = wire.finish_reason(running.generations[index]) if index in ended else None
+        reason = answers.finish_reason(running.generations[index]) if index in ended else None
         if text or each.logprobs or reason:
             yield out.TextChoice(index=index, text=text, finish_reason=reason, logprobs=logprobs)

@@ -96,7 +96,7 @@ def _started(body: ResponseBody, generation: Generation) -> out.Response:
 
 def _end(response: out.Response, output: "Output", generation: Generation) -> list[Event]:
     """Fill in what is known at the end; the events that close the last item."""
-    reason = wire.finish_reason(generation)
+    reason = answers.finish_reason(generation)
     status = "incomplete" if reason == "length" else "completed"
     closing = list(output.end(status))
     response.status = status

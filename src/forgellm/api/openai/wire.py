@@ -11,9 +11,8 @@ from forgellm import messages
 from forgellm.api import sse
 from forgellm.api.errors import Problem
 from forgellm.api.schemas import openai_answers as out
-from forgellm.errors import Unavailable
 from forgellm.messages import Reasoning, TokenLogprobs
-from forgellm.supervisor.generation import Generation, Token
+from forgellm.supervisor.generation import Token
 
 DONE = b"data: [DONE]\n\n"
 
@@ -55,13 +54,6 @@ def usage(costs: Sequence[messages.Usage], choices: int = 1) -> out.Usage:
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=out.PromptDetails(cached_tokens=sum(each.cached_tokens for each in prompts)),
     )
-
-
-def finish_reason(generation: Generation) -> Any:
-    """Why it ended, in OpenAI's words, which have none for an answer that the server ended: that is an error."""
-    if generation.finish_reason in {"abort", "error"}:
-        raise Unavailable("the answer was ended before it was complete: its model was unloaded", retry_after_s=1)
-    return generation.finish_reason
 
 
 class Said:
