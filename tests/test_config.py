@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from forgellm.config import Settings, json_schema, load_settings
+from forgellm import config
+from forgellm.config import ModelConfig, Settings, as_variables, json_schema, load_settings
 from forgellm.errors import ConfigError
 
 
@@ -92,3 +93,25 @@ def test_an_alias_may_stand_for_another_and_any_other_name_for_itself() -> None:
     settings = Settings(aliases={"gpt": "best", "best": "org/model"})
     assert [settings.model_name(name) for name in ("gpt", "best", "org/model", "else")] == ["org/model"] * 3 + ["else"]
     assert settings.aliases_of("org/model") == ("gpt", "best")
+
+
+def test_settings_pass_through_the_environment_of_another_process_unchanged() -> None:
+    """So that a client can start a daemon with its own."""
+    given = Settings(
+        host="::1",
+        port=0,
+        cors_origins=["https://a.example", "https://b.example"],
+        models={"e": ModelConfig(source="echo", pin=True, options={"text": "a, b"})},
+        spare=False,
+        cache_dir="/tmp/a b",
+        hang_timeout_s=0.25,
+    )
+    assert load_settings(env=as_variables(given)) == given
+    assert as_variables(Settings()) == {}
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.__struct_fields__ if getattr(Settings(), name) is not None])
+def test_every_setting_has_a_text_that_reads_back(name: str) -> None:
+    default = getattr(Settings(), name)
+    text = config._as_text(default)
+    assert getattr(load_settings(env={f"FORGELLM_{name.upper()}": text}), name) == default
