@@ -90,6 +90,7 @@ def test_a_drain_is_reported_and_resumed(served):
     assert "is being drained" in forgellm("run", "e", "hi", "--url", served.url).stderr
     assert forgellm("drain", "--resume", "e", "--url", served.url).stdout == "e takes requests again\n"
     assert forgellm("run", "e", "hi", "--url", served.url).stdout.strip() == "hi"
+    forgellm("unload", "e", "--url", served.url)  # the next test counts what is loaded
 
 
 def test_an_address_that_is_none_is_told_too():
