@@ -4,7 +4,7 @@ from forgellm.api import model
 from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
 from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
-from forgellm.api.schemas.native import Error
+from forgellm.api.schemas.native import Error, Line
 from forgellm.api.schemas.operations import DrainBody, ReloadBody
 
 _LISTS = ("models", "base_models", "cpt_models", "ift_models")
@@ -23,7 +23,14 @@ DIALECT = Dialect(
         Operation(
             method="post", path="/api/model/unload", says="Unload a model.", body=UnloadBody, is_body_optional=True
         ),
-        Operation(method="post", path="/api/model/generate", says="Answer a prompt.", body=GenerateBody),
+        Operation(
+            method="post",
+            path="/api/model/generate",
+            says="Answer a prompt.",
+            body=GenerateBody,
+            event=Line,
+            stream_type="application/x-ndjson",
+        ),
         *(Operation(method="get", path=f"/api/{name}", says="What could be loaded.") for name in _LISTS),
         Operation(method="get", path="/api/checkpoints", says="Adapters that were trained.", query=("model_dir",)),
         Operation(

@@ -10,3 +10,9 @@ class Error(msgspec.Struct, kw_only=True):
     code: str
     success: bool = False
     field: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Line(msgspec.Struct, kw_only=True):
+    """One line of a stream: a `chunk` with its text, then `complete` with the counts, or `error`."""
+
+    type: str
