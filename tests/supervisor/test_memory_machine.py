@@ -91,7 +91,7 @@ class MemoryMachine(PoolMachine):
         if not waiting or pool._budget.is_anything_leaving():
             return
         since, first = min(waiting.items())
-        if pool._budget.plan_turn(first.order, now, with_busy=True).fits:
+        if pool._budget.plan_turn(first.order, now, with_busy=True).would_evict:
             others = [model for model in pool._models.values() if model is not first and not model.pin]
             served = [slot.since for model in others for slot in model.slots if slot.state in HAS_PROCESS]
             assert served, "it waits for nobody"

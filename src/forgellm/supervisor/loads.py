@@ -271,17 +271,17 @@ class Loads:
             self.turn_at = self._turn_at(model, plan)
             if plan.fits and now < self.turn_at:
                 return True
-        if plan.fits:
+        if plan.would_evict:
             self._make_room(plan, now)
             self.admit(now)
-        else:
+        elif not plan.fits:
             refusal = InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S)
             self._out.fail_all(model.load_tickets, refusal)
             for slot in waiting:
                 if not slot.was_ready:
                     self._life.refuse(slot, refusal, now)
             self.settle(model, now)
-        return plan.fits
+        return bool(plan.would_evict)
 
     def _turn_at(self, model: Model, plan: LoadPlan) -> float:
         in_its_way = [self._models[name] for name in plan.would_evict]

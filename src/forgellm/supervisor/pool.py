@@ -188,6 +188,7 @@ class Pool:
             self._loads.settle(model, now)
             self._loads.admit(now)
         elif self._life.spare_exited(life):
+            self._loads.admit(now)
             self._loads.ensure_spare(now)
         return self._out.take()
 
@@ -215,6 +216,7 @@ class Pool:
         orders = {name: model.order for name, model in self._models.items()}
         for life, verdict in self._clocks.look(pulses, self._life.stall_limits(orders), now).items():
             self._life.condemn(life, verdict, now)
+        self._loads.admit(now)
         return self._out.take()
 
     # Time ------------------------------------------------------------------------------------------------------------
@@ -234,8 +236,8 @@ class Pool:
                     self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
         self._requests.expire(now)
         self._drains.tick(now)
-        self._loads.admit(now)
         self._life.tick_spares(now)
+        self._loads.admit(now)
         self._loads.ensure_spare(now)
         return self._out.take()
 
