@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,9 +33,13 @@ from forgellm.api.app import create_app
 from forgellm.api.gate import Gate
 from forgellm.api.http_server import HttpServer
 from forgellm.cli.client import Client
+from forgellm.config import load_settings
+from forgellm.control.client import ModelManager
 from forgellm.errors import ForgeLLMError
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+
+Pool = Supervisor | ModelManager
 
 REPLICAS = {"a": 2, "b": 2, "c": 1}
 HTTP_CLIENTS = 5
@@ -115,7 +120,7 @@ class Killer:
     pool must end it. So while a death is not yet survived, a strike that looks like a crash (SIGSEGV, or the SIGKILL
     that follows a hang) is made a plain SIGKILL, which looks like what it is: somebody outside."""
 
-    def __init__(self, pool: Supervisor, seed: int) -> None:
+    def __init__(self, pool: Pool, seed: int) -> None:
         self._pool = pool
         self._schedule = schedule(seed)
         self._stopped: set[int] = set()  # lives
@@ -145,46 +150,47 @@ class Killer:
         self.done[f"{number.name}, {victim.state}"] += 1
 
 
-def workers_of(pool: Supervisor) -> list[WorkerStatus]:
+def workers_of(pool: Pool) -> list[WorkerStatus]:
     """All replicas, in a stable order."""
     return [worker for model in sorted(pool.status().models, key=lambda m: m.name) for worker in model.workers]
 
 
-def held() -> dict[str, int]:
-    """What this process holds now; semaphores only where the system lists them."""
-    maps = Path("/proc/self/maps")
+def held(pid: int | None = None) -> dict[str, int]:
+    """What a process (None: this one) holds now; semaphores only where the system lists them."""
+    maps = Path(f"/proc/{pid or 'self'}/maps")
     mapped = maps.read_text("utf-8").splitlines() if maps.exists() else []
-    me = psutil.Process()
+    me = psutil.Process(pid)
     return {
         "processes": len(me.children(recursive=True)),
         "descriptors": me.num_fds(),
-        "threads": threading.active_count(),
+        "threads": me.num_threads(),
         "semaphores": len({line.split()[5] for line in mapped if "/sem." in line}),
     }
 
 
-def soak(seconds: float, seed: int) -> dict[str, Any]:
-    """Run it all in this process: the pool, its HTTP server, the clients, the killer. Returns what was found."""
+def soak(seconds: float, seed: int, *, in_daemon: bool = False) -> dict[str, Any]:
+    """Run it all in this process: the pool, its HTTP server, the clients, the killer; or (`in_daemon`) the pool and the
+    server in a daemon, and half of the clients over its control socket. Returns what was found."""
     resource_tracker.ensure_running()
     tally, is_over = Tally(), threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         before = held()
-        with _serving(folder) as (pool, url):
+        with (_daemon if in_daemon else _serving)(folder) as (pool, url, pid):
             killer = Killer(pool, seed)
             _settle(pool)
             for model in REPLICAS:
                 "".join(_over_http(url)(model, "warm up"))
-            baseline = held()
+            baseline = held(pid)
             threads = [_thread(killer.run, is_over)]
             threads += [_thread(client, _over_http(url), seed + n, tally, is_over) for n in range(HTTP_CLIENTS)]
             threads += [_thread(client, _in_python(pool), seed - 1 - n, tally, is_over) for n in range(PYTHON_CLIENTS)]
-            rss = psutil.Process().memory_info().rss
+            rss = psutil.Process(pid).memory_info().rss
             time.sleep(seconds)
             is_over.set()
             unfinished = [thread.name for thread in threads if not _ended(thread)]
             _settle(pool)
-            grown = _more_than(baseline)
-            rss = psutil.Process().memory_info().rss - rss
+            grown = _more_than(baseline, pid)
+            rss = psutil.Process(pid).memory_info().rss - rss
         left = _more_than(before)
     return {
         "seed": seed,
@@ -211,7 +217,7 @@ def is_good(found: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _serving(folder: str) -> Iterator[tuple[Supervisor, str]]:
+def _serving(folder: str) -> Iterator[tuple[Pool, str, int]]:
     options = {"tokens_per_s": TOKENS_PER_S, "prefill_s": 0.05, "load_s": 0.1}
     models = {name: ModelConfig(source="echo", replicas=count, options=options) for name, count in REPLICAS.items()}
     settings = Settings(models=models, cache_dir=folder, **SETTINGS)
@@ -222,9 +228,33 @@ def _serving(folder: str) -> Iterator[tuple[Supervisor, str]]:
         try:
             for model in REPLICAS:
                 pool.load(model, timeout_s=END_S)
-            yield pool, server.url
+            yield pool, server.url, os.getpid()
         finally:
             server.stop()
+
+
+@contextmanager
+def _daemon(folder: str) -> Iterator[tuple[Pool, str, int]]:
+    """The same in a process of its own, reached over HTTP and its control socket."""
+    knobs = {"cache_dir": folder, "state_dir": folder, **SETTINGS}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in knobs.items()]
+    for name, count in REPLICAS.items():
+        options = f"tokens_per_s = {TOKENS_PER_S}, prefill_s = 0.05, load_s = 0.1"
+        lines += [f"[models.{name}]", 'source = "echo"', f"replicas = {count}", f"options = {{ {options} }}"]
+    config = Path(folder) / "soak.toml"
+    config.write_text("\n".join(lines), "utf-8")
+    command = [sys.executable, "-m", "forgellm.daemon", "--config", str(config), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["url"]
+            with ModelManager(load_settings(config), autostart=False) as pool:
+                for model in REPLICAS:
+                    pool.load(model, timeout_s=END_S)
+                yield pool, url, process.pid
+        finally:
+            process.terminate()
+            process.wait(END_S)
 
 
 def _over_http(url: str) -> Pieces:
@@ -237,7 +267,7 @@ def _over_http(url: str) -> Pieces:
     return ask
 
 
-def _in_python(pool: Supervisor) -> Pieces:
+def _in_python(pool: Pool) -> Pieces:
     def ask(model: str, prompt: str) -> Iterator[str]:
         for token in pool.generate(model, prompt, max_tokens=1000):
             yield token.text
@@ -245,18 +275,18 @@ def _in_python(pool: Supervisor) -> Pieces:
     return ask
 
 
-def _settle(pool: Supervisor) -> None:
+def _settle(pool: Pool) -> None:
     """Wait until all workers are ready and idle, and the spare is warm."""
     ready = WorkerState.READY
     wait_until(lambda: all(w.state is ready and not w.in_flight for w in workers_of(pool)), END_S)
     wait_until(lambda: pool.status().spare_is_warm, END_S)
 
 
-def _more_than(before: dict[str, int]) -> dict[str, int]:
+def _more_than(before: dict[str, int], pid: int | None = None) -> dict[str, int]:
     """What is held beyond `before`, after a while for the system to let go of it."""
     deadline = time.monotonic() + 5.0
     while True:
-        more = {name: count - before[name] for name, count in held().items() if count > before[name]}
+        more = {name: count - before[name] for name, count in held(pid).items() if count > before[name]}
         if not more or time.monotonic() > deadline:
             return more
         time.sleep(0.05)
@@ -277,11 +307,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None, help="replay the strikes of an earlier run")
+    parser.add_argument("--daemon", action="store_true", help="strike the workers of a daemon, in a process of its own")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     seed = random.randrange(1 << 30) if args.seed is None else args.seed
     print(f"seed {seed}", file=sys.stderr, flush=True)
-    found = soak(args.seconds, seed)
+    found = soak(args.seconds, seed, in_daemon=args.daemon)
     if args.json:
         print(json.dumps(found))
     else:
