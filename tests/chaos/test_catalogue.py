@@ -28,6 +28,7 @@ SOCKET = "control/test_control_server.py::"
 WEB = "e2e/test_web.py::"
 MANAGER = "e2e/test_model_manager.py::"
 DAEMON = "e2e/test_daemon_process.py::"
+REAL_LIMITS = "chaos/test_the_real_limits.py::test_chaos_017_018_019_a_hang_is_ended_within_its_limit_and_five_seconds"
 NOT_YET = "not yet: "
 GUARDIAN = f"{ORPHANS}test_a_killed_guardian_is_replaced_within_seconds"
 SIGNALS = f"{FAULTS}test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token"
@@ -82,15 +83,21 @@ ROWS: dict[int, Row] = {
         f"{HANGS}test_chaos_016_a_worker_that_goes_on_before_the_limit_is_left_alone",
         f"{HANGS}test_chaos_016_an_idle_worker_that_is_stopped_is_replaced",
     ),
-    17: ("native code that keeps the GIL", f"{HANGS}test_chaos_017_native_code_that_holds_the_gil_stops_the_heart"),
+    17: (
+        "native code that keeps the GIL",
+        f"{HANGS}test_chaos_017_native_code_that_holds_the_gil_stops_the_heart",
+        REAL_LIMITS,
+    ),
     18: (
         "native code that hangs without the GIL",
         f"{HANGS}test_chaos_018_native_code_without_the_gil_makes_no_progress",
+        REAL_LIMITS,
     ),
     19: (
         "an endless loop in Python",
         f"{HANGS}test_chaos_019_an_endless_python_loop_makes_no_progress",
         f"{HANGS}test_chaos_019_an_endless_chat_template_of_a_real_model",
+        REAL_LIMITS,
     ),
     20: ("unload and SIGTERM are ignored", f"{SUPERVISOR}test_a_worker_that_ignores_unload_and_sigterm_is_killed"),
     21: (
