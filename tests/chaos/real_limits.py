@@ -16,7 +16,7 @@ import psutil
 from forgellm import ModelConfig, Settings, Supervisor
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Timeouts
-from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor import Token, WorkerStatus
 
 PREFILL_S = 100.0
 REQUEST_S = 5.0
@@ -53,12 +53,13 @@ def hang(pool: Supervisor, model: str, found: dict[str, Any]) -> None:
 
 def prefill(pool: Supervisor, found: dict[str, Any]) -> None:
     generation, reports = pool.generate("prefill", "one two three"), set()
+    tokens: list[Token] = []
     while not generation.has_ended:
-        generation.take(0.5)
+        tokens += generation.take(0.5)
         reports.add(generation.prefill)
     found["prefill"] = {
         "took_s": generation.total_s,
-        "text": "".join(token.text for token in generation),
+        "text": "".join(token.text for token in [*tokens, *generation]),
         "restarts": worker(pool, "prefill").restarts,
         "reports": len(reports),
     }
