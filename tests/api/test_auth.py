@@ -37,6 +37,11 @@ ASKS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "x"},
     "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
+    "/api/chat": {"messages": [{"role": "user", "content": "x"}]},
+    "/api/generate": {"prompt": "x"},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+    "/api/show": {},
     "/api/model/generate": {"prompt": "x"},
     "/api/model/load": {},
     "/api/model/plan": {},
@@ -349,6 +354,10 @@ def test_the_list_of_models_counts_on_every_route_that_names_one(site, method, r
         assert still(named.text).replace("secret", "nothing") == still(absent.text)
         return
     body = ASKS[rule]
+    if rule == "/api/show":  # it reads, as a GET does
+        named, absent = (site.post(rule, key, {"model": name}) for name in ("secret", "nothing"))
+        assert (named.status_code, named.text.replace("secret", "nothing")) == (404, absent.text)
+        return
     if rule == "/api/admin/reload":  # it concerns every model
         assert refused(site.post(rule, key, body))[0] == 403
         return

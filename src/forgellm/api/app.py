@@ -12,6 +12,7 @@ from forgellm.api import (
     events,
     metrics,
     native,
+    ollama,
     openai,
     openapi,
     operations,
@@ -24,7 +25,7 @@ from forgellm.api.pool import Pool
 from forgellm.api.wsgi_host import refuse_sync_workers
 from forgellm.config import Settings, load_settings
 
-DIALECTS = (native.DIALECT, openai.DIALECT, anthropic.DIALECT)
+DIALECTS = (native.DIALECT, openai.DIALECT, anthropic.DIALECT, ollama.DIALECT)
 """Every family of routes; what is printed about routes and parameters comes from here."""
 
 

@@ -39,8 +39,15 @@ def markdown(dialects: Sequence[Dialect]) -> str:
         if heading != title:
             title = heading
             lines += ["", heading, "", "| field | becomes | |", "|---|---|---|"]
-        lines.append(f"| `{row.param.name}` | {_verdict(row.param)} | {row.param.says} |")
+        lines.append(_line(row.param))
+        part = row.body.PARTS.get(row.param.name)
+        if part is not None:
+            lines += [_line(param, f"{row.param.name}.") for param in params_of(part).values()]
     return "\n".join(lines[1:])
+
+
+def _line(param: Param, place: str = "") -> str:
+    return f"| `{place}{param.name}` | {_verdict(param)} | {param.says} |"
 
 
 def _verdict(param: Param) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_type_hi
 import msgspec
 from msgspec import Meta
 
-from forgellm.errors import InvalidRequest, Unsupported
+from forgellm.errors import InvalidRequest, Unsupported, from_wire
 
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 
@@ -57,6 +57,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object. `null` means the default; a field that is not listed is refused."""
 
     ALIASES: ClassVar[Mapping[str, str]] = {}
+    PARTS: ClassVar[Mapping[str, "type[Body]"]] = {}
+    """Fields that are bodies themselves, whose fields are worth a row each."""
 
     @classmethod
     def decode(cls, raw: bytes, content_type: str | None, content_encoding: str | None = None) -> Self:
@@ -68,6 +70,16 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
             given = f"not {media_type}" if media_type else "which is missing"
             raise InvalidRequest(f"the Content-Type must be application/json, {given}")
         return _convert(cls, cls._named(_parse(raw)))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], place: str) -> Self:
+        """The checked value of the field `place` of another body. Raises InvalidRequest naming the field in it."""
+        try:
+            return _convert(cls, cls._named(values))
+        except InvalidRequest as error:
+            name = f"{place}.{error.field}"
+            message = error.message.replace(f"`{error.field}`", f"`{name}`", 1)
+            raise from_wire(error.code, message, name) from error
 
     @classmethod
     def _named(cls, values: dict[str, Any]) -> dict[str, Any]:
