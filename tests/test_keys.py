@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forgellm import keys
+from forgellm import keys, private_file
 from forgellm.errors import ConfigError, InvalidRequest, NotFound, Unavailable
 
 CREATES = """
@@ -190,8 +190,8 @@ def test_a_link_to_the_file_stays_one(tmp_path):
 
 
 def test_a_lock_that_is_held_for_long_ends_the_wait(path, monkeypatch):
-    monkeypatch.setattr(keys, "LOCK_TIMEOUT_S", 0.0)
-    with keys._locked(path), pytest.raises(Unavailable, match="lock"):
+    monkeypatch.setattr(private_file, "LOCK_TIMEOUT_S", 0.0)
+    with private_file.locked(path, "the keys file"), pytest.raises(Unavailable, match="lock"):
         keys.create(path)
 
 

@@ -20,6 +20,7 @@ Run = Callable[..., Result]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`forgellm keys …` on a keys file of its own."""
     monkeypatch.setenv("FORGELLM_KEYS_FILE", str(tmp_path / "keys.json"))
+    monkeypatch.setenv("FORGELLM_MACHINES_DIR", str(tmp_path / "machines"))
 
     def command(*arguments: str) -> Result:
         return CliRunner().invoke(main, ["keys", *arguments])

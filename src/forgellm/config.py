@@ -98,6 +98,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str | None, _field("The control socket; default control.sock in state_dir. The rest lies beside it.")
     ] = None
 
+    control_host: Annotated[
+        str | None, _field("Address where paired machines reach the control socket, over TLS; default nowhere.")
+    ] = None
+    control_port: Annotated[Port, _field("Port of control_host; 0 takes a free one.")] = 5002
+    machines_dir: Annotated[
+        str | None, _field("This machine's certificate, and those it is paired with; default in the config folder.")
+    ] = None
+
     layout: Annotated[
         Literal["auto", "f32", "native"],
         _field("On a CPU: `auto` dequantises to f32 if memory allows, `native` keeps the weights as they are."),
@@ -206,6 +214,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if self.keys_file:
             return Path(self.keys_file).expanduser()
         return Path(platformdirs.user_config_dir("forgellm", False)) / "keys.json"
+
+    @property
+    def machines_path(self) -> Path:
+        if self.machines_dir:
+            return Path(self.machines_dir).expanduser().absolute()
+        return Path(platformdirs.user_config_dir("forgellm", False)) / "machines"
 
     @property
     def log_path(self) -> Path:

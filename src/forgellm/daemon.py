@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from forgellm.api.gate import Gate
     from forgellm.api.http_server import HttpServer
     from forgellm.control.server import ControlServer
-    from forgellm.control.unix import UnixAddress
+    from forgellm.control.tls_listener import TlsListener
+    from forgellm.control.unix import UnixAddress, UnixListener
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Restore
 
@@ -93,7 +94,7 @@ def _serve(
     from forgellm.api.http_server import HttpServer
     from forgellm.control.frames import RELEASE, Identity
     from forgellm.control.server import ControlServer
-    from forgellm.control.unix import UnixAddress, UnixListener
+    from forgellm.control.unix import UnixAddress
     from forgellm.notify import Notifier
     from forgellm.supervisor import Supervisor
     from forgellm.supervisor.journal import Journal, JournalKeeper
@@ -105,17 +106,19 @@ def _serve(
     server = HttpServer(create_app(supervisor, settings, gate), settings, gate)
     server.bind()
     address = UnixAddress(settings.socket_path)
-    listener = UnixListener(address)
-    control = ControlServer(supervisor, Identity(os.getpid(), server.url, RELEASE), [listener])
+    listeners = _listeners(settings, address)
+    control = ControlServer(supervisor, Identity(os.getpid(), server.url, RELEASE), listeners)
     journal = Journal(address.journal_path)
     try:
-        listener.claim()
+        for listener in listeners:
+            listener.claim()
         supervisor.start()
         restore = journal.begin(time.time())
         keeper = JournalKeeper(journal, supervisor.status)
         _preload(supervisor, [] if restore.is_held_back else _configured(settings), preload)
         _restore(supervisor, restore)
-        listener.listen()
+        for listener in listeners:
+            listener.listen()
         control.start()
         server.start()
         _tell_ready(server.url, address, on_ready)
@@ -126,8 +129,19 @@ def _serve(
         keeper.close()
     finally:
         _stop(gate, control, supervisor, server)
-        listener.close()
+        for listener in listeners:
+            listener.close()
         notifier.close()
+
+
+def _listeners(settings: Settings, address: "UnixAddress") -> "list[UnixListener | TlsListener]":
+    """The ways to the control socket: of this machine, and of paired ones if the settings say where."""
+    from forgellm.control.tls_listener import TlsListener
+    from forgellm.control.unix import UnixListener
+
+    if not settings.control_host:
+        return [UnixListener(address)]
+    return [UnixListener(address), TlsListener(settings.control_host, settings.control_port, settings.machines_path)]
 
 
 def _tell_ready(url: str, address: "UnixAddress", on_ready: Callable[[str], None] | None) -> None:

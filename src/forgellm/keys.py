@@ -3,7 +3,6 @@
 Every change replaces the whole file, under a lock and at once, so that a reader sees the old one or the new one.
 """
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -11,15 +10,15 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from forgellm.errors import ConfigError, InvalidRequest, NotFound, Unavailable
+from forgellm.errors import ConfigError, InvalidRequest, NotFound
+from forgellm.private_file import locked, replace
 
 Scope = Literal["infer", "manage", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -27,8 +26,6 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHAPE = re.compile(r"fk-[A-Za-z0-9_-]{43}")
 """What a key looks like: 256 random bits in base64, behind a prefix that scanners of secrets can look for."""
 
-LOCK_TIMEOUT_S = 10.0
-_POLL_S = 0.02
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
@@ -135,7 +132,7 @@ def create(
         msgspec.convert(msgspec.to_builtins(key), Key)  # a Struct checks what it decodes, not what it is made of
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"no key can be like this: {error}") from error
-    with _locked(path):
+    with locked(path, "the keys file"):
         ring = read(path)
         keys = ring.keys if ring else ()
         if any(key.name in {each.id, each.name} for each in keys):
@@ -151,7 +148,7 @@ def revoke(path: Path, id_or_name: str) -> Key:
     """
     if SHAPE.search(id_or_name):
         raise InvalidRequest("give the id or the name of the key, not the key itself: others can see commands")
-    with _locked(path):
+    with locked(path, "the keys file"):
         ring = read(path)
         keys = ring.keys if ring else ()
         found = next((key for key in keys if id_or_name in {key.id, key.name}), None)
@@ -161,47 +158,5 @@ def revoke(path: Path, id_or_name: str) -> Key:
     return found
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time. The lock file stays: its inode is the lock."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _wait_for(descriptor, path)
-            yield
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise Unavailable(f"cannot write the keys file {path}: {error.strerror or error}") from error
-
-
-def _wait_for(descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise Unavailable(f"another process holds the lock of {path}; try again when it is done") from None
-        time.sleep(_POLL_S)
-
-
 def _write(path: Path, keys: list[Key]) -> None:
-    target = path.resolve()  # a link stays one
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    text = msgspec.json.format(msgspec.json.encode(_File(1, keys)), indent=2)
-    with suppress(FileNotFoundError):
-        draft.unlink()  # of a process with this number that died while it wrote
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name must outlive a power cut too: a revoked key would come back
-    finally:
-        os.close(folder)
+    replace(path, msgspec.json.format(msgspec.json.encode(_File(1, keys)), indent=2) + b"\n")

@@ -168,10 +168,10 @@ def test_where_nobody_listens_it_says_so(address):
 
 
 def test_an_address_reads_as_it_is_written(tmp_path):
-    assert str(parse(f"unix://{tmp_path}/a.sock")) == f"unix://{tmp_path}/a.sock"
+    assert str(parse(f"unix://{tmp_path}/a.sock", tmp_path)) == f"unix://{tmp_path}/a.sock"
 
 
 @pytest.mark.parametrize("text", ["", "/tmp/x", "unix://relative/x", "http://localhost:5001", "unix:"])
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ConfigError, match="unix:///path"):
-        parse(text)
+        parse(text, Path())

@@ -103,7 +103,7 @@ def serve(
 
 
 @main.command()
-@click.option("--connect", metavar="ADDRESS", help="The daemon: unix:///path/control.sock [that of this user].")
+@click.option("--connect", metavar="ADDRESS", help="The daemon: unix:///path/control.sock, tls://host:port.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
 @_config_option

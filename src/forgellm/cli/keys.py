@@ -1,4 +1,4 @@
-"""`forgellm keys`: create, list and revoke API keys. Prints a key once, when it is made, and never again."""
+"""`forgellm keys`: API keys and paired machines. Prints a key once, when it is made, and never again."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import click
 import msgspec
 
 from forgellm import keys as store
+from forgellm.cli.pair import line, new_code, shown
 from forgellm.config import load_settings
+from forgellm.errors import NotFound
 from forgellm.keys import Key, Scope
 
 _config_option = click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
@@ -15,7 +17,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke the API keys of the daemon. A running one notices at once."""
+    """Create, list and revoke API keys and paired machines. A running daemon notices at once."""
+
+
+keys.add_command(new_code)
 
 
 @keys.command()
@@ -60,12 +65,17 @@ def create(
 @_config_option
 @_json_option
 def list_keys(config: str | None, as_json: bool) -> None:
-    """List the keys, without themselves."""
+    """List the keys, without themselves, and the machines."""
+    from forgellm.control import machines
+
     ring = store.read(_path(config))
+    paired = machines.read(load_settings(config).machines_path)
     found = ring.keys if ring else ()
     if as_json:
-        click.echo(msgspec.json.encode([_shown(key) for key in found]).decode())
+        click.echo(msgspec.json.encode([*map(_shown, found), *map(shown, paired)]).decode())
         return
+    for machine in paired:
+        click.echo(line(machine))
     for key in found:
         click.echo(f"{key.id}  {key.name}: {_terms(key)}")
     if not found:
@@ -77,9 +87,16 @@ def list_keys(config: str | None, as_json: bool) -> None:
 @_config_option
 @_json_option
 def revoke(key: str, config: str | None, as_json: bool) -> None:
-    """Take a key away. What it is being answered right now is answered to the end."""
+    """Take a key or a machine away. What it is being answered right now is answered to the end."""
+    from forgellm.control import machines
+
     path = _path(config)
-    gone = store.revoke(path, key)
+    try:
+        gone = store.revoke(path, key)
+    except NotFound:
+        machine = machines.remove(load_settings(config).machines_path, key)
+        click.echo(msgspec.json.encode(shown(machine)).decode() if as_json else f"{line(machine)}: revoked")
+        return
     if as_json:
         click.echo(msgspec.json.encode(_shown(gone)).decode())
         return

@@ -7,6 +7,7 @@ import msgspec
 
 from forgellm.cli.commands import _client_options as client_options
 from forgellm.cli.commands import path_or_name
+from forgellm.cli.pair import pair
 from forgellm.cli.service import service
 
 
@@ -60,4 +61,4 @@ def _line(value: dict[str, Any], text: str, *, as_json: bool) -> None:
     click.echo(msgspec.json.encode(value).decode() if as_json else text)
 
 
-COMMANDS = (doctor, events, logs, service)
+COMMANDS = (doctor, events, logs, pair, service)

@@ -47,22 +47,27 @@ class ModelManager:
     """A client of the daemon of this user: `ModelManager().load("smollm2")`.
 
     `settings` say where the daemon is, and how one is started; without them, the environment does. `connect`
-    ("unix:///path/control.sock") names a daemon instead, which is then never started from here. `autostart` false:
+    ("unix:///path/control.sock", or "tls://host:port" of a paired machine) names a daemon instead, which is then never
+    started from here; it may stand in the place of `settings`. `autostart` false:
     none is started at all. `resume_timeout_s`: how long a running answer waits for a daemon that was lost.
     Every verb raises SupervisorUnavailable when no daemon answers.
     """
 
     def __init__(
         self,
-        settings: Settings | None = None,
+        settings: Settings | str | None = None,
         *,
         connect: str | None = None,
         autostart: bool = True,
         resume_timeout_s: float = 30.0,
     ) -> None:
+        if isinstance(settings, str):
+            settings, connect = None, settings
         self.settings = settings or load_settings()
         self.resume_timeout_s = resume_timeout_s
-        self.address: Address = parse(connect) if connect else UnixAddress(self.settings.socket_path)
+        self.address: Address = (
+            parse(connect, self.settings.machines_path) if connect else UnixAddress(self.settings.socket_path)
+        )
         self._autostart = autostart and connect is None
         self._live: weakref.WeakValueDictionary[str, RemoteGeneration] = weakref.WeakValueDictionary()
 

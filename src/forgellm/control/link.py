@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import time
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from msgspec.msgpack import Decoder
 from forgellm.control.frames import FRAME_LIMIT_BYTES, HEADER_BYTES, BadFrame, decode, encode
 
 READ_BYTES = 1 << 16
+
+_CLOSED_MEANWHILE = (ValueError, AttributeError)  # what an SSLSocket raises that another thread closes in mid-call
 
 _Frame = TypeVar("_Frame")
 
@@ -28,11 +31,12 @@ class Link:
 
     def send(self, frame: Any, deadline: float) -> None:
         """Raises LinkLost if the peer does not take all of it before `deadline`, a monotonic instant."""
-        data = encode(frame)
+        rest = memoryview(encode(frame))
         try:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            self._socket.sendall(data)
-        except OSError as error:
+            while rest:  # and not sendall(), whose timeout begins anew with each piece that TLS makes of it
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                rest = rest[self._socket.send(rest) :]
+        except (OSError, *_CLOSED_MEANWHILE) as error:
             raise LinkLost(f"{self.name}: {error}") from error
 
     def offer(self, frame: Any, deadline: float) -> None:
@@ -72,7 +76,8 @@ class Link:
     def close(self) -> None:
         """Whoever waits in receive() gets LinkLost. Idempotent."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not SSLSocket's own: it takes TLS off first, and what another thread sends then would go out in clear.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         self._socket.close()
 
     def _read(self, deadline: float | None) -> bool:
@@ -80,9 +85,9 @@ class Link:
         try:
             self._socket.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
             data = self._socket.recv(READ_BYTES)
-        except (TimeoutError, BlockingIOError):
+        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
             return False
-        except OSError as error:
+        except (OSError, *_CLOSED_MEANWHILE) as error:
             raise LinkLost(f"{self.name}: {error}") from error
         if not data:
             raise LinkLost(f"{self.name} closed the connection")

@@ -41,8 +41,8 @@ class Listener(Protocol):
     @property
     def sock(self) -> socket.socket: ...
 
-    def admit(self, sock: socket.socket) -> Link:
-        """Raises BadFrame, LinkLost, OSError, or a ForgeLLMError that the client was told."""
+    def admit(self, sock: socket.socket) -> Link | None:
+        """None: what it came for is done. Raises BadFrame, LinkLost, OSError, or an error that the client was told."""
 
 
 class ControlServer:
@@ -160,6 +160,8 @@ class ControlServer:
         link: Link | None = None
         try:
             link = listener.admit(sock)
+            if link is None:
+                return
             call = link.receive(frames.CALL, time.monotonic() + CALL_TIMEOUT_S)
             self._answer(link, call)
         except ForgeLLMError as error:
@@ -170,7 +172,9 @@ class ControlServer:
         except Exception:  # the thread's outermost edge: a bug must cost one connection only
             log.exception("a control connection has failed")
         finally:
-            (link or Link(sock, "a client")).close()
+            for each in (link, Link(sock, "a client")):  # the same socket, or a secured one over it
+                if each is not None:
+                    each.close()
             self._forget(sock)
 
     def _answer(self, link: Link, call: Call) -> None:
