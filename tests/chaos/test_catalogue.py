@@ -25,6 +25,7 @@ API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
 UNIX = "control/test_unix.py::"
 SOCKET = "control/test_control_server.py::"
+TLS = "control/test_tls.py::"
 WEB = "e2e/test_web.py::"
 MANAGER = "e2e/test_model_manager.py::"
 DAEMON = "e2e/test_daemon_process.py::"
@@ -316,11 +317,13 @@ ROWS: dict[int, Row] = {
     83: (
         "a silent peer on the control socket",
         f"{SOCKET}test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped_after_a_second",
+        f"{TLS}test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped",
     ),
     84: (
         "garbage on the control socket",
         f"{SOCKET}test_chaos_084_a_bad_peer_is_dropped_and_the_next_one_served",
         f"{SOCKET}test_chaos_084_a_client_with_another_key_is_refused_and_so_is_a_daemon",
+        f"{TLS}test_chaos_084_a_bad_peer_is_refused_told_once_and_the_others_are_served",
     ),
     85: (
         "another user on the control socket",
@@ -329,6 +332,7 @@ ROWS: dict[int, Row] = {
     86: (
         "a pickle on the control socket",
         f"{SOCKET}test_chaos_086_a_pickle_is_a_bad_frame_and_does_not_run",
+        f"{TLS}test_chaos_086_a_pickle_does_not_run_before_or_after_the_handshake",
     ),
     87: (
         "the supervisor restarts under a live web server",
