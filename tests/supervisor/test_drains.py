@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from world import World
+from world import World, order
 
+from forgellm.config import Settings
 from forgellm.errors import Draining, ModelNotLoaded
 from forgellm.supervisor.effects import Drained
 
@@ -100,6 +101,57 @@ def test_a_drained_pool_takes_nothing_whatever_the_model_even_if_it_was_loaded_l
     world.resume()
     assert world.life_of(world.ask("a"))
     assert isinstance(world.news(world.ask("unknown")), ModelNotLoaded)
+
+
+def test_a_drained_model_that_is_evicted_is_drained_when_it_comes_back() -> None:
+    world = World()
+    life = world.loaded(ttl_s=10)
+    world.on_demand["m"] = order()
+    world.drain("m")
+    world.wait(11)
+    world.leave(life)
+    assert world.pool.status().models == ()
+    assert isinstance(world.news(world.ask()), Draining), "no request has it loaded"
+    world.loaded(ticket="again")
+    assert world.model().is_drained
+    assert isinstance(world.news(world.ask()), Draining)
+    world.resume("m")
+    assert not world.model().is_drained
+    assert world.life_of(world.ask()) == world.alive[0]
+
+
+def test_an_evicted_model_can_be_resumed_before_it_is_back() -> None:
+    world = World()
+    life = world.loaded(ttl_s=10)
+    world.on_demand["m"] = order()
+    world.drain("m")
+    world.wait(11)
+    world.leave(life)
+    world.resume()
+    world.ask()
+    assert world.model().queue_depth == 1
+
+
+@pytest.mark.parametrize("name", ["m", None])
+def test_a_drained_model_that_was_unloaded_takes_requests_when_it_is_loaded_again(name: str | None) -> None:
+    world = World()
+    life = world.loaded()
+    world.drain("m")
+    world.unload(name)
+    world.leave(life)
+    again = world.loaded(ticket="again")
+    assert world.life_of(world.ask()) == again
+
+
+def test_a_drained_model_that_left_the_settings_and_came_back_takes_requests() -> None:
+    world = World()
+    life = world.loaded()
+    world.drain("m")
+    world.do(world.pool.reload(Settings(spare=False), 0, [], world.now, removed=["m"]))
+    world.wait(1)
+    world.leave(life)
+    again = world.loaded(ticket="again")
+    assert world.life_of(world.ask()) == again
 
 
 def test_resuming_ends_a_drain_that_is_under_way() -> None:

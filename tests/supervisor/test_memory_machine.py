@@ -10,7 +10,6 @@ from test_pool_machine import EXAMPLES, MAX_QUEUE, PICK, CheckedWorld, PoolMachi
 
 from forgellm.messages import EngineOptions, ModelSource
 from forgellm.states import HAS_PROCESS, WorkerState
-from forgellm.supervisor.effects import Effect
 from forgellm.supervisor.slots import LoadOrder
 
 BUDGET = 100
@@ -24,8 +23,7 @@ def sized(name: str, *, max_batch: int = 32, **policy: Any) -> LoadOrder:
 
 
 class TightWorld(CheckedWorld):
-    def load(self, name: str = "a", ticket: str = "load", **kwargs: Any) -> list[Effect]:
-        return self.do(self.pool.load(sized(name, **kwargs), ticket, self.now))
+    make_order = staticmethod(sized)
 
 
 class MemoryMachine(PoolMachine):
@@ -43,6 +41,12 @@ class MemoryMachine(PoolMachine):
         self.world = TightWorld(spare=spare, crash_budget=budget, load_stall_timeout_s=10, **knobs, **memory)
         self.world.on_demand = {name: sized(name, max_batch=2) for name in SIZES} if demand else {}
         self.number = 0
+        self.allowed = BUDGET
+
+    @rule(budget=st.sampled_from([BUDGET, 130]), hold_off_s=st.sampled_from([HOLD_OFF_S, 5.0]))
+    def other_memory(self, budget: int, hold_off_s: float) -> None:
+        """Another budget and bound."""
+        self.world.reload("a", {}, {"memory_budget_bytes": budget, "max_hold_off_s": hold_off_s}, removed=False)
 
     @rule(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=4))
     def measure(self, sizes: list[int]) -> None:
@@ -65,13 +69,17 @@ class MemoryMachine(PoolMachine):
 
     @invariant()
     def processes_fit_the_budget(self) -> None:
+        """After the budget has shrunk, those that there are may stay; none comes until they fit."""
         live = [
             SIZES[model.name]
             for model in self.world.pool.status().models
             for worker in model.workers
             if worker.state in HAS_PROCESS
         ]
-        assert sum(live) <= BUDGET
+        budget = self.world.knobs["memory_budget_bytes"]
+        self.allowed = max(budget, self.allowed)
+        assert sum(live) <= self.allowed
+        self.allowed = max(budget, sum(live))
 
     @invariant()
     def only_who_is_wanted_or_died_waits_for_memory(self) -> None:
@@ -96,7 +104,7 @@ class MemoryMachine(PoolMachine):
             served = [slot.since for model in others for slot in model.slots if slot.state in HAS_PROCESS]
             assert served, "it waits for nobody"
             firsts = [math.inf if model.ready_at is None else model.ready_at for model in others if model.slots]
-            assert now < max(since, *firsts) + HOLD_OFF_S
+            assert now < max(since, *firsts) + self.world.knobs["max_hold_off_s"]
 
     def teardown(self) -> None:
         super().teardown()

@@ -19,7 +19,7 @@ from forgellm.errors import (
     ShuttingDown,
     WorkerDied,
 )
-from forgellm.messages import Generate, Hello, Imported, LoadFailed, Loading, Memory, Prefill, RequestFailed
+from forgellm.messages import Generate, Hello, Imported, LoadFailed, Loading, Memory, Prefill, RequestFailed, Usage
 from forgellm.states import WorkerState
 from forgellm.supervisor.effects import Loaded, Send, Spawn, Unloaded
 
@@ -317,6 +317,36 @@ def test_a_request_does_not_wait_for_ever() -> None:
     world.wait(1)
     assert isinstance(world.news(request), QueueTimeout)
     assert world.model().queue_depth == 0
+
+
+def test_an_aborted_request_whose_worker_dies_first_is_ended_and_not_run_again() -> None:
+    world = World()
+    life = world.loaded(max_batch=2)
+    aborted, other = world.ask(), world.ask()
+    world.token(life, aborted)
+    world.abort(aborted)
+    world.die(life)
+    *_, last = world.delivered(aborted)
+    assert last[4:6] == ("abort", Usage(prompt_tokens=0, completion_tokens=1))
+    (heir,) = world.alive
+    world.ready(heir)
+    assert world.resumed(other) == [(life, ()), (heir, ())]
+    assert world.resumed(aborted) == [(life, ())]
+    assert [news[4] for news in world.delivered(aborted)] == [None, "abort"]
+
+
+def test_an_aborted_request_does_not_move_with_the_others() -> None:
+    """Its worker must go before it has let go of it."""
+    world = World()
+    world.loaded(replicas=2)
+    requests = [world.ask() for _ in range(4)]
+    aborted, moving = (request for request in requests if world.life_of(request) == 2)
+    world.abort(aborted)
+    world.load(ticket="fewer", replicas=1)
+    world.token(2, moving, "", "abort")
+    world.token(2, aborted, "", "abort")
+    assert world.news(aborted)[4] == "abort"
+    assert (len(world.resumed(aborted)), len(world.resumed(moving))) == (1, 2)
 
 
 def test_aborting_a_queued_request_ends_it_here_and_a_running_one_in_its_worker() -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from world import INFO, World, order
 
+from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, RequestCrashesWorker
 from forgellm.messages import (
     Abort,
@@ -42,6 +43,15 @@ MAX_QUEUE = 3
 EXIT_CODES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV, -signal.SIGABRT, 0, 1, 64, 65, 66)
 MODELS = ("a", "b")
 PICK = st.integers(0, 11)
+KNOBS: list[dict[str, Any]] = [
+    {},
+    {"max_queue": 1},
+    {"spare": True},
+    {"spare": False},
+    {"recycle_after_requests": 1},
+    {"crash_budget": 1},
+    {"drain_timeout_s": 0.0},
+]
 PAUSES = st.sampled_from([0.0, 0.1, 1.0, 6.0, 40.0, 400.0])
 
 
@@ -69,13 +79,17 @@ class Asked:
     endings: int = 0
     runs: int = 0
     deaths_since_token: int = 0
+    is_aborted: bool = False
 
 
 class CheckedWorld(World):
     """A world that checks each effect the moment it is ordered."""
 
+    make_order = staticmethod(order)
+
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
+        self.knobs = {"spare": False, **knobs}
         self.workers: dict[int, Worker] = {}
         self.requests: dict[str, Asked] = {}
         self.tickets: dict[str, int] = {}
@@ -111,6 +125,7 @@ class CheckedWorld(World):
                 assert worker.is_ready
                 assert not worker.must_go, "a request was sent to a worker that goes"
                 assert not asked.endings
+                assert not asked.is_aborted, "it is run again for nobody"
                 assert not any(request.request_id in other.running for other in self.workers.values())
                 assert list(request.resume) == asked.tokens, "it goes on after other tokens than its client has"
                 asked.runs += 1
@@ -124,6 +139,8 @@ class CheckedWorld(World):
 
     def _delivered(self, to: str, news: object) -> None:
         asked = self.requests.get(to)
+        if not to:
+            return  # of a load that a reload asks for: nobody waits
         if asked is None:
             self.tickets[to] += 1
             assert self.tickets[to] == 1, "a ticket was answered twice"
@@ -136,6 +153,23 @@ class CheckedWorld(World):
             asked.tokens += news[2]
             asked.deaths_since_token = 0
             asked.endings += news[4] is not None
+
+    # what users do
+
+    def load(self, name: str = "a", ticket: str = "load", **kwargs: Any) -> list[Effect]:
+        return self.do(self.pool.load(self.make_order(name, **kwargs), ticket, self.now))
+
+    def reload(self, name: str, change: dict[str, Any], knobs: dict[str, Any], *, removed: bool) -> None:
+        """Other settings, and another order of a model if it is loaded, as the supervisor asks for them."""
+        self.knobs = {**self.knobs, **knobs}
+        path = change.get("path")
+        wanted = self.make_order(name, **{key: value for key, value in change.items() if key != "path"})
+        wanted = replace(wanted, source=replace(wanted.source, path=path))
+        settings = Settings(**self.knobs)
+        orders = [wanted] if change and not removed and name in self.pool.orders().by_name else []
+        gone = [name] if removed else []
+        budget = settings.memory_budget_bytes
+        self.do(self.pool.reload(settings, budget, orders, self.now, stale=[name] if change else [], removed=gone))
 
     # what workers do
 
@@ -275,7 +309,21 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 99))
     def abort(self, pick: int) -> None:
         """Also of one that has ended."""
-        self.world.abort(list(self.world.requests)[-1 - pick % len(self.world.requests)])
+        request_id = list(self.world.requests)[-1 - pick % len(self.world.requests)]
+        self.world.requests[request_id].is_aborted = True
+        self.world.abort(request_id)
+
+    @rule(
+        name=st.sampled_from(MODELS),
+        change=st.sampled_from(
+            [{}, {"max_batch": 1}, {"max_batch": 2}, {"pin": True}, {"ttl_s": 50.0}, {"replicas": 2}, {"path": "/x"}]
+        ),
+        knobs=st.sampled_from(KNOBS),
+        pick=PICK,
+    )
+    def reload(self, name: str, change: dict[str, Any], knobs: dict[str, Any], pick: int) -> None:
+        """Other settings; now and then the model's own entry is gone."""
+        self.world.reload(name, change, knobs, removed=pick == 0)
 
     @rule(name=st.sampled_from([*MODELS, None]), timeout_s=st.sampled_from([0.0, 5.0, 100.0]), pick=PICK)
     def drain(self, name: str | None, timeout_s: float, pick: int) -> None:

@@ -33,10 +33,11 @@ class _Drain:
 
 
 class Drains:
-    """All drains, and who takes no requests because of them."""
+    """All drains, and who takes no requests because of them: a model until resume() or forget(), loaded or not."""
 
     def __init__(self, out: Outbox, requests: Requests, models: Mapping[str, Model]) -> None:
         self.is_pool_drained = False
+        self.marked: set[str] = set()  # models, by name; one that is evicted comes back as it was
         self._out = out
         self._requests = requests
         self._models = models
@@ -49,7 +50,7 @@ class Drains:
             return
         self.is_pool_drained |= name is None
         if name is not None:
-            self._models[name].is_drained = True
+            self.marked.add(name)
         found = frozenset(
             request_id
             for request_id, asked in self._requests.asked.items()
@@ -62,16 +63,17 @@ class Drains:
         """Take requests again: one model, or (None) all. A drain that is under way is reported as far as it came."""
         if name is None:
             self.is_pool_drained = False
-        for model in self._models.values():
-            if name in {None, model.name}:
-                model.is_drained = False
+        self.marked -= self.marked if name is None else {name}
         for drain in [drain for drain in self._drains if name in {None, drain.model}]:
             self._report(drain, now)
 
+    def forget(self, name: str | None) -> None:
+        """A model was unloaded for good: if it is ever loaded again, it takes requests."""
+        self.marked.discard(name or "")
+
     def refusal(self, name: str) -> Draining | None:
         """Why a request for this model is not taken, or None."""
-        model = self._models.get(name)
-        if self.is_pool_drained or (model is not None and model.is_drained):
+        if self.is_pool_drained or name in self.marked:
             what = "the server" if self.is_pool_drained else name
             return Draining(f"{what} is being drained and takes no new requests", retry_after_s=RETRY_AFTER_S)
         return None

@@ -236,7 +236,6 @@ class Loads:
         elif model.queue:
             following = Model(model.order, ordered_at=now, last_used=now)
             following.queue, following.keep_alive_s = model.queue, model.keep_alive_s
-            following.is_drained = model.is_drained
             self._begin(following, now, is_wanted=True)
         elif self.current == model.name and not (model.is_put_away and model.order.on_demand):
             self.current = None

@@ -1,6 +1,6 @@
 """Turns the pool's records into the immutable picture that is shown. Pure; reads, never decides."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from forgellm.states import WorkerState
 from forgellm.supervisor.budget import Budget
@@ -29,13 +29,14 @@ def picture(
     *,
     is_stopping: bool,
     is_drained: bool,
+    drained: Collection[str],
     log_stem: str,
     put_away: dict[str, str | None],
 ) -> PoolStatus:
-    """Everything, as of now."""
+    """Everything, as of now. `is_drained`: the whole pool; `drained`: models, by name."""
     return PoolStatus(
         current=current,
-        models=tuple(_model(model, budget, is_pool_drained=is_drained) for model in models),
+        models=tuple(_model(model, budget, is_drained=is_drained or model.name in drained) for model in models),
         spare_pid=spare.pid if spare else None,
         spare_is_warm=bool(spare and spare.is_imported),
         is_stopping=is_stopping,
@@ -47,7 +48,7 @@ def picture(
     )
 
 
-def _model(model: Model, budget: Budget, *, is_pool_drained: bool) -> ModelStatus:
+def _model(model: Model, budget: Budget, *, is_drained: bool) -> ModelStatus:
     best = min(model.slots, key=lambda slot: BEST_FIRST.index(slot.state))
     failed = next((slot.failure for slot in model.slots if slot.state is _S.FAILED and slot.failure), None)
     return ModelStatus(
@@ -64,7 +65,7 @@ def _model(model: Model, budget: Budget, *, is_pool_drained: bool) -> ModelStatu
         system_prompt=model.order.system_prompt,
         ttl_s=model.ttl_s,
         pin=model.pin,
-        is_drained=is_pool_drained or model.is_drained,
+        is_drained=is_drained,
         aliases=model.order.aliases,
         context_length=model.order.options.context_length,
         max_kv_size=model.order.options.max_kv_size,

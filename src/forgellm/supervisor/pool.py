@@ -96,7 +96,8 @@ class Pool:
     def unload(self, name: str | None, ticket: str, now: float, *, force: bool = False) -> list[Effect]:
         """Stop a model's workers (None: the current model's); running requests finish first unless `force`.
 
-        The ticket gets Unloaded when every process is gone."""
+        A drain of it is over, too. The ticket gets Unloaded when every process is gone."""
+        self._drains.forget(self._loads.current if name is None else name)
         self._loads.unload(name, ticket, now, force=force)
         return self._out.take()
 
@@ -231,6 +232,7 @@ class Pool:
                     self._life.overdue(slot, model.order, now)
             if now >= _idle_deadline(model):
                 if model.is_retired:
+                    self._drains.forget(model.name)
                     self._loads.stop(model, now, "it is no longer in the settings", force=False)
                 else:
                     self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
@@ -265,6 +267,7 @@ class Pool:
             self._budget,
             is_stopping=self._loads.is_stopping,
             is_drained=self._drains.is_pool_drained,
+            drained=self._drains.marked,
             log_stem=self._log_stem,
             put_away=self._loads.put_away(),
         )

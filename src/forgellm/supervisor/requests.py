@@ -54,12 +54,16 @@ class Requests:
         """End a request early. A queued one ends here, a running one with its worker's last chunk."""
         asked = self.asked.get(request_id)
         if asked is not None and asked.life:
-            asked.is_moving = False
+            asked.is_aborted, asked.is_moving = True, False
             self._out.do(Send(asked.life, Abort(request_id)))
         elif asked is not None:
-            so_far = Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
-            self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far, None))
+            self._tell_aborted(asked)
             self._leave_queue(asked, now)
+
+    def _tell_aborted(self, asked: Asked) -> None:
+        """The last chunk of a request that no worker will say one of."""
+        request_id, so_far = asked.request.request_id, Usage(prompt_tokens=0, completion_tokens=len(asked.tokens))
+        self._out.deliver(request_id, (request_id, "", (), None, "abort", so_far, None))
 
     def failed(self, slot: Slot, event: RequestFailed, now: float) -> None:
         """A worker could not go on with one request; it goes on with the others."""
@@ -132,10 +136,12 @@ class Requests:
         self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
 
     def replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
-        """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it.
+        """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it, and
+        what was aborted, which nobody waits for.
 
-        Returns whether something was."""
+        Returns whether something was to blame."""
         left = [asked for request_id, asked in self.asked.items() if request_id in slot.requests]
+        model.last_used = now if left else model.last_used
         slot.requests.clear()
         at_work = [asked for asked in left if not asked.is_moving]  # the others were told to stop
         charge(at_work, now, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
@@ -143,6 +149,9 @@ class Requests:
             request_id = asked.request.request_id
             if asked.is_over:
                 del self.asked[request_id]
+            elif asked.is_aborted:
+                del self.asked[request_id]
+                self._tell_aborted(asked)
             elif is_quarantined(asked):
                 del self.asked[request_id]
                 again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
@@ -159,7 +168,8 @@ class Requests:
     def move_away(self, slot: Slot) -> None:
         """Live migration: what a worker that must go is running goes on at the model's other workers."""
         for request_id in sorted(slot.requests):
-            self.asked[request_id].is_moving = not self.asked[request_id].is_over
+            asked = self.asked[request_id]
+            asked.is_moving = not (asked.is_over or asked.is_aborted)
             self._out.do(Send(slot.life, Abort(request_id)))
 
     def _moved(self, slot: Slot, asked: Asked, now: float) -> None:

@@ -118,7 +118,6 @@ class Model:
     next_tickets: list[str] = field(default_factory=list)
     is_unloading: bool = False
     is_retired: bool = False  # no longer in the settings: finishes what it has, and is unloaded
-    is_drained: bool = False  # takes no new requests until it is resumed
     is_put_away: bool = False  # unloading by the pool's own decision: requests wait until it is loaded again
     keep_alive_s: float | None = None  # as the last request that said something of it wants
     ready_at: float | None = None  # when the first of its workers was ready
@@ -210,8 +209,9 @@ class Asked:
 
     `tokens` of its answer were delivered. `blame` grows with each death that it may have caused, and is forgotten with
     its next token; until then it is a suspect. `is_moving`: its worker was told to let go of it; another goes on.
-    `is_over`: it ended with an error, and only its place is still taken. Instants: when it came (`asked_at`), was
-    queued, was sent to a worker or got its last token (`moved_at`), is next looked at by the deadlines (`wake_at`)."""
+    `is_aborted`: it was told to end, and its client awaits only that. `is_over`: it ended with an error, and only its
+    place is still taken. Instants: when it came (`asked_at`), was queued, was sent to a worker or got its last token
+    (`moved_at`), is next looked at by the deadlines (`wake_at`)."""
 
     request: Request
     life: int = 0
@@ -219,6 +219,7 @@ class Asked:
     tokens: list[int] = field(default_factory=list)
     blame: int = 0
     is_moving: bool = False
+    is_aborted: bool = False
     is_over: bool = False
     limits: Limits = field(default_factory=Limits)
     asked_at: float = 0.0
