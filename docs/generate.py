@@ -12,18 +12,24 @@ from forgellm.api import params
 from forgellm.api.app import DIALECTS
 from forgellm.config import ModelConfig, Settings
 from forgellm.states import LEGAL_MOVES
+from forgellm.supervisor.reload import takes_effect
 
 DOCS = Path(__file__).parent
 
 
 def settings_table(struct: type[msgspec.Struct]) -> str:
-    """Every field of a settings struct: its name, type, default and one line of doc, from the schema itself."""
+    """Every field of a settings struct: its name, type, default and one line of doc, from the schema itself; of the
+    server-wide ones also when a change of it counts."""
+    when = takes_effect() if struct is Settings else {}
     schema = msgspec.json.schema_components([struct])[1][struct.__name__]
     rows = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    if when:
+        rows = [rows[0] + " a change counts |", rows[1] + "---|"]
     for field in msgspec.structs.fields(struct):
         entry = schema["properties"][field.encode_name]
         default = "required" if field.required else f"`{_literal(entry.get('default'))}`"
         rows.append(f"| `{field.encode_name}` | {_type(entry)} | {default} | {entry['description']} |")
+        rows[-1] += f" {when[field.name]} |" if when else ""
     return "\n".join(rows)
 
 

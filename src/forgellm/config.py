@@ -6,6 +6,7 @@ Decoded and checked by msgspec in one place; an unknown key or a wrong type is r
 import os
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,16 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 LoadPolicy = Literal["on_demand", "preloaded"]
 
+
+class TakesEffect(StrEnum):
+    """When a running daemon goes by a setting that was changed; every field of Settings is marked with one of them."""
+
+    AT_ONCE = "at once"
+    IN_LOADS = "at once, in each load"  # it is part of every load: loaded models that it concerns are replaced
+    AT_RESTART = "after a restart"
+
+
+AT_ONCE, IN_LOADS, AT_RESTART = TakesEffect
 ENV_PREFIX = "FORGELLM_"
 
 
@@ -63,124 +74,172 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set. Bytes and seconds are in the names; 0 means off where a limit may be off."""
 
-    host: Annotated[str, _field("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, _field("Port to listen on; 0 takes a free one.")] = 5001
-    cors_origins: Annotated[list[str], _field("Origins of web pages that may call the API; `*` for any.")] = []
-    allowed_hosts: Annotated[
-        list[str], _field("Names besides its address and the loopback ones that clients may call it by; `*` for any.")
+    host: Annotated[str, AT_RESTART, _field("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, AT_RESTART, _field("Port to listen on; 0 takes a free one.")] = 5001
+    cors_origins: Annotated[
+        list[str], AT_RESTART, _field("Origins of web pages that may call the API; `*` for any.")
     ] = []
-    keys_file: Annotated[str | None, _field("The API keys; default keys.json in the user's config folder.")] = None
-    max_streams: Annotated[Positive, _field("Requests served at the same time over HTTP; more get 503.")] = 128
-    max_request_bytes: Annotated[Positive, _field("Largest request body.")] = 16 << 20
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Log level.")] = "info"
-    otel: Annotated[bool, _field("Send OpenTelemetry spans of requests by OTLP; OTEL_* variables say where to.")] = (
-        False
-    )
-    log_format: Annotated[Literal["human", "json"], _field("Log lines for people, or a JSON object a line.")] = "human"
+    allowed_hosts: Annotated[
+        list[str],
+        AT_RESTART,
+        _field("Names besides its address and the loopback ones that clients may call it by; `*` for any."),
+    ] = []
+    keys_file: Annotated[
+        str | None, AT_RESTART, _field("The API keys; default keys.json in the user's config folder.")
+    ] = None
+    max_streams: Annotated[
+        Positive, AT_RESTART, _field("Requests served at the same time over HTTP; more get 503.")
+    ] = 128
+    max_request_bytes: Annotated[Positive, AT_RESTART, _field("Largest request body.")] = 16 << 20
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AT_RESTART, _field("Log level.")] = "info"
+    otel: Annotated[
+        bool, AT_RESTART, _field("Send OpenTelemetry spans of requests by OTLP; OTEL_* variables say where to.")
+    ] = False
+    log_format: Annotated[
+        Literal["human", "json"], AT_RESTART, _field("Log lines for people, or a JSON object a line.")
+    ] = "human"
 
-    models: Annotated[dict[str, ModelConfig], _field("Models by your own names.")] = {}
-    aliases: Annotated[dict[str, str], _field('Other names for models: `short = "the/models-name"`.')] = {}
+    models: Annotated[dict[str, ModelConfig], AT_ONCE, _field("Models by your own names.")] = {}
+    aliases: Annotated[dict[str, str], IN_LOADS, _field('Other names for models: `short = "the/models-name"`.')] = {}
     load_policy: Annotated[
         LoadPolicy,
+        IN_LOADS,
         _field("`on_demand`: a request loads the model it names; `preloaded`: only what is loaded, or has `preload`."),
     ] = "on_demand"
-    models_dir: Annotated[str | None, _field("Folder whose sub-folders are models; default ~/models if it exists.")] = (
-        None
-    )
-    cache_dir: Annotated[
-        str | None, _field("Converted models and the demo model; default the user's cache folder.")
+    models_dir: Annotated[
+        str | None, IN_LOADS, _field("Folder whose sub-folders are models; default ~/models if it exists.")
     ] = None
-    log_dir: Annotated[str | None, _field("One log file per worker life; default inside the cache folder.")] = None
+    cache_dir: Annotated[
+        str | None, AT_RESTART, _field("Converted models and the demo model; default the user's cache folder.")
+    ] = None
+    log_dir: Annotated[
+        str | None, AT_RESTART, _field("One log file per worker life; default inside the cache folder.")
+    ] = None
     state_dir: Annotated[
-        str | None, _field("Socket, key, lock and journal of one daemon, mode 0700; default inside the cache folder.")
+        str | None,
+        AT_RESTART,
+        _field("Socket, key, lock and journal of one daemon, mode 0700; default inside the cache folder."),
     ] = None
     socket: Annotated[
-        str | None, _field("The control socket; default control.sock in state_dir. The rest lies beside it.")
+        str | None,
+        AT_RESTART,
+        _field("The control socket; default control.sock in state_dir. The rest lies beside it."),
     ] = None
 
     control_host: Annotated[
-        str | None, _field("Address where paired machines reach the control socket, over TLS; default nowhere.")
+        str | None,
+        AT_RESTART,
+        _field("Address where paired machines reach the control socket, over TLS; default nowhere."),
     ] = None
-    control_port: Annotated[Port, _field("Port of control_host; 0 takes a free one.")] = 5002
+    control_port: Annotated[Port, AT_RESTART, _field("Port of control_host; 0 takes a free one.")] = 5002
     machines_dir: Annotated[
-        str | None, _field("This machine's certificate, and those it is paired with; default in the config folder.")
+        str | None,
+        AT_RESTART,
+        _field("This machine's certificate, and those it is paired with; default in the config folder."),
     ] = None
 
     layout: Annotated[
         Literal["auto", "f32", "native"],
+        IN_LOADS,
         _field("On a CPU: `auto` dequantises to f32 if memory allows, `native` keeps the weights as they are."),
     ] = "auto"
-    fast_blas: Annotated[bool, _field("On a Linux CPU: use an optimised BLAS in the workers.")] = True
-    max_batch: Annotated[Positive, _field("Requests that one worker advances together.")] = 32
-    prefill_chunk_s: Annotated[Seconds, _field("How long one prefill chunk may hold up the other streams.")] = 0.5
-    prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0, description="KV kept for prompt prefixes, per worker.")] = (
-        1 << 30
-    )
+    fast_blas: Annotated[bool, AT_RESTART, _field("On a Linux CPU: use an optimised BLAS in the workers.")] = True
+    max_batch: Annotated[Positive, IN_LOADS, _field("Requests that one worker advances together.")] = 32
+    prefill_chunk_s: Annotated[
+        Seconds, IN_LOADS, _field("How long one prefill chunk may hold up the other streams.")
+    ] = 0.5
+    prefix_cache_bytes: Annotated[
+        int, IN_LOADS, msgspec.Meta(ge=0, description="KV kept for prompt prefixes, per worker.")
+    ] = 1 << 30
 
     memory_budget_bytes: Annotated[
         int,
+        AT_ONCE,
         msgspec.Meta(
             ge=0,
             description="What all workers together may hold; 0: 80 % of RAM (or the cgroup's limit), on macOS 75 %.",
         ),
     ] = 0
     memory_soft_limit: Annotated[
-        Share, _field("Share of the budget above which workers drop their caches, and loads must make room first.")
+        Share,
+        AT_ONCE,
+        _field("Share of the budget above which workers drop their caches, and loads must make room first."),
     ] = 0.9
     memory_hard_limit: Annotated[
-        Share, _field("Share of the budget above which the worker that outgrew its estimate loses requests, then ends.")
+        Share,
+        AT_ONCE,
+        _field("Share of the budget above which the worker that outgrew its estimate loses requests, then ends."),
     ] = 1.0
     kv_plan_tokens: Annotated[
         int,
+        AT_ONCE,
         msgspec.Meta(ge=0, description="Tokens of KV cache that a load must have room for, over all its requests."),
     ] = 4096
     recycle_after_requests: Annotated[
-        int, msgspec.Meta(ge=0, description="Replace a worker after so many requests; its streams move. 0: never.")
+        int,
+        AT_ONCE,
+        msgspec.Meta(ge=0, description="Replace a worker after so many requests; its streams move. 0: never."),
     ] = 0
     recycle_growth_factor: Annotated[
         float,
+        AT_ONCE,
         msgspec.Meta(ge=0, description="Replace a worker that holds so many times its first size; 0: never."),
     ] = 0.0
 
     max_hold_off_s: Annotated[
-        Seconds, _field("Longest that busy models keep one that waits for their memory out; 0: until they are idle.")
+        Seconds,
+        AT_ONCE,
+        _field("Longest that busy models keep one that waits for their memory out; 0: until they are idle."),
     ] = 30.0
-    max_queue: Annotated[Positive, _field("Requests that may wait for one model; more get 429.")] = 256
-    max_queue_total: Annotated[Positive, _field("Requests that may wait for all models together; more get 503.")] = 1024
-    queue_timeout_s: Annotated[Seconds, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
+    max_queue: Annotated[Positive, AT_ONCE, _field("Requests that may wait for one model; more get 429.")] = 256
+    max_queue_total: Annotated[
+        Positive, AT_ONCE, _field("Requests that may wait for all models together; more get 503.")
+    ] = 1024
+    queue_timeout_s: Annotated[Seconds, AT_ONCE, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
     first_token_timeout_s: Annotated[
-        Seconds, _field("Longest wait for the first token, once a worker has the request; then 504. 0: no limit.")
+        Seconds,
+        AT_ONCE,
+        _field("Longest wait for the first token, once a worker has the request; then 504. 0: no limit."),
     ] = 0.0
-    token_timeout_s: Annotated[Seconds, _field("Longest wait from token to token; 0: no limit.")] = 0.0
+    token_timeout_s: Annotated[Seconds, AT_ONCE, _field("Longest wait from token to token; 0: no limit.")] = 0.0
     request_timeout_s: Annotated[
-        Seconds, _field("Longest a request may take in all, the queue included; 0: no limit.")
+        Seconds, AT_ONCE, _field("Longest a request may take in all, the queue included; 0: no limit.")
     ] = 0.0
-    spare: Annotated[bool, _field("Keep one worker imported and ready for the next load or respawn.")] = True
-    hello_timeout_s: Annotated[Seconds, _field("From spawn to the worker's first word.")] = 10.0
-    import_timeout_s: Annotated[Seconds, _field("From the first word to the engine's libraries being imported.")] = (
-        120.0
-    )
-    load_timeout_s: Annotated[Seconds, _field("Longest a load may take.")] = 1800.0
-    hang_timeout_s: Annotated[Seconds, _field("A worker without a heartbeat for so long is killed; 0: never.")] = 15.0
+    spare: Annotated[bool, AT_ONCE, _field("Keep one worker imported and ready for the next load or respawn.")] = True
+    hello_timeout_s: Annotated[Seconds, AT_ONCE, _field("From spawn to the worker's first word.")] = 10.0
+    import_timeout_s: Annotated[
+        Seconds, AT_ONCE, _field("From the first word to the engine's libraries being imported.")
+    ] = 120.0
+    load_timeout_s: Annotated[Seconds, AT_ONCE, _field("Longest a load may take.")] = 1800.0
+    hang_timeout_s: Annotated[
+        Seconds, AT_ONCE, _field("A worker without a heartbeat for so long is killed; 0: never.")
+    ] = 15.0
     progress_timeout_s: Annotated[
-        Seconds, _field("A worker that has requests and makes no step for so long is killed; 0: never.")
+        Seconds, AT_ONCE, _field("A worker that has requests and makes no step for so long is killed; 0: never.")
     ] = 60.0
     load_stall_timeout_s: Annotated[
-        Seconds, _field("A worker whose load makes no progress for so long is killed; 0: never.")
+        Seconds, AT_ONCE, _field("A worker whose load makes no progress for so long is killed; 0: never.")
     ] = 120.0
     readiness_timeout_s: Annotated[
         Seconds,
+        AT_RESTART,
         _field("A model whose requests make no progress for so long is not ready for /readyz; 0: never."),
     ] = 30.0
-    drain_timeout_s: Annotated[Seconds, _field("How long an unload lets running requests finish.")] = 30.0
-    shutdown_grace_s: Annotated[Seconds, _field("How long a stopping daemon lets running requests finish.")] = 30.0
-    unload_timeout_s: Annotated[Seconds, _field("From unload to SIGTERM.")] = 5.0
-    term_timeout_s: Annotated[Seconds, _field("From SIGTERM to SIGKILL.")] = 5.0
-    backoff_initial_s: Annotated[Seconds, _field("Wait before the second respawn in a row; doubles.")] = 0.5
-    backoff_max_s: Annotated[Seconds, _field("Longest wait between respawns.")] = 30.0
-    crash_budget: Annotated[Positive, _field("Deaths of one replica within crash_window_s before it is failed.")] = 3
-    crash_window_s: Annotated[Seconds, _field("Window of the crash budget.")] = 300.0
-    log_bytes: Annotated[Positive, _field("Largest log file of one worker life; then its tail is kept.")] = 4 << 20
+    drain_timeout_s: Annotated[Seconds, AT_ONCE, _field("How long an unload lets running requests finish.")] = 30.0
+    shutdown_grace_s: Annotated[
+        Seconds, AT_RESTART, _field("How long a stopping daemon lets running requests finish.")
+    ] = 30.0
+    unload_timeout_s: Annotated[Seconds, AT_ONCE, _field("From unload to SIGTERM.")] = 5.0
+    term_timeout_s: Annotated[Seconds, AT_ONCE, _field("From SIGTERM to SIGKILL.")] = 5.0
+    backoff_initial_s: Annotated[Seconds, AT_ONCE, _field("Wait before the second respawn in a row; doubles.")] = 0.5
+    backoff_max_s: Annotated[Seconds, AT_ONCE, _field("Longest wait between respawns.")] = 30.0
+    crash_budget: Annotated[
+        Positive, AT_ONCE, _field("Deaths of one replica within crash_window_s before it is failed.")
+    ] = 3
+    crash_window_s: Annotated[Seconds, AT_ONCE, _field("Window of the crash budget.")] = 300.0
+    log_bytes: Annotated[
+        Positive, AT_RESTART, _field("Largest log file of one worker life; then its tail is kept.")
+    ] = 4 << 20
 
     def __post_init__(self) -> None:
         for alias in self.aliases:

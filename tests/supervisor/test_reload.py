@@ -1,15 +1,17 @@
 """Other settings for a running pool: what the plan says, and that only what changed is touched."""
 
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pytest
 from pools import StartPool, wait_until
 from world import World, order
 
 from forgellm import ModelConfig, Settings, Supervisor
+from forgellm.config import TakesEffect
 from forgellm.errors import ConfigError, ModelUnloading
 from forgellm.states import WorkerState
-from forgellm.supervisor.reload import AT_ONCE, IN_LOADS, diff, effective, touched
+from forgellm.supervisor.reload import AT_ONCE, IN_LOADS, diff, effective, takes_effect, touched
 from forgellm.supervisor.slots import LoadOrder
 
 S = WorkerState
@@ -38,8 +40,23 @@ def test_settings_take_effect_at_once_or_wait_for_a_restart() -> None:
     assert (found.port, found.cache_dir, found.max_queue) == (old.port, None, 3)
 
 
-def test_every_setting_that_is_taken_over_exists() -> None:
-    assert set(Settings.__struct_fields__) > AT_ONCE > IN_LOADS
+def test_a_plan_sorts_every_setting_by_when_it_counts() -> None:
+    """One of each kind; what counts at once is in effective(), the rest is as it was."""
+    assert takes_effect().keys() == set(Settings.__struct_fields__) > AT_ONCE > IN_LOADS
+    assert {"max_queue", "max_batch"} <= AT_ONCE
+    assert "max_batch" in IN_LOADS
+    assert not {"max_queue", "port"} & IN_LOADS
+    assert "port" not in AT_ONCE
+
+
+@pytest.mark.parametrize("marks", [(), (TakesEffect.AT_ONCE, TakesEffect.AT_RESTART)])
+def test_a_setting_must_say_when_it_counts(marks: tuple[TakesEffect, ...]) -> None:
+    kind: Any = int
+    for mark in marks:
+        kind = Annotated[kind, mark]
+    forgotten = msgspec.defstruct("Forgotten", [("fresh", kind, 0)])
+    with pytest.raises(ConfigError, match="fresh must be marked"):
+        takes_effect(forgotten)
 
 
 def test_only_loaded_models_whose_settings_differ_are_looked_at() -> None:
@@ -197,8 +214,6 @@ def test_a_pool_goes_over_to_other_settings_and_streams_go_on(start_pool: StartP
 
 
 def _with(settings: Settings, **changes: Any) -> Settings:
-    import msgspec
-
     return msgspec.structs.replace(settings, **changes)
 
 

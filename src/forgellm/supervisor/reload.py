@@ -8,46 +8,26 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from forgellm.config import ModelConfig, Settings
+from forgellm.config import ModelConfig, Settings, TakesEffect
+from forgellm.errors import ConfigError
 from forgellm.supervisor.slots import LoadOrder
 
-IN_LOADS = frozenset(
-    {"layout", "max_batch", "prefill_chunk_s", "prefix_cache_bytes", "models_dir", "load_policy", "aliases"}
-)
+
+def takes_effect(struct: type[msgspec.Struct] = Settings) -> dict[str, TakesEffect]:
+    """When each field counts. Raises ConfigError for one that is not marked, or twice: a mistake in the code."""
+    found: dict[str, TakesEffect] = {}
+    for setting in msgspec.structs.fields(struct):
+        marks = [mark for mark in getattr(setting.type, "__metadata__", ()) if isinstance(mark, TakesEffect)]
+        if len(marks) != 1:
+            raise ConfigError(f"the setting {setting.name} must be marked AT_ONCE, IN_LOADS or AT_RESTART")
+        found[setting.name] = marks[0]
+    return found
+
+
+IN_LOADS = frozenset(name for name, when in takes_effect().items() if when is TakesEffect.IN_LOADS)
 """Settings that are part of every load: those that concern the engine, a loaded model takes over by being replaced."""
 
-AT_ONCE = IN_LOADS | frozenset(
-    {
-        "models",
-        "memory_budget_bytes",
-        "memory_soft_limit",
-        "memory_hard_limit",
-        "kv_plan_tokens",
-        "recycle_after_requests",
-        "recycle_growth_factor",
-        "max_hold_off_s",
-        "max_queue",
-        "max_queue_total",
-        "queue_timeout_s",
-        "first_token_timeout_s",
-        "token_timeout_s",
-        "request_timeout_s",
-        "spare",
-        "hello_timeout_s",
-        "import_timeout_s",
-        "load_timeout_s",
-        "hang_timeout_s",
-        "progress_timeout_s",
-        "load_stall_timeout_s",
-        "drain_timeout_s",
-        "unload_timeout_s",
-        "term_timeout_s",
-        "backoff_initial_s",
-        "backoff_max_s",
-        "crash_budget",
-        "crash_window_s",
-    }
-)
+AT_ONCE = frozenset(name for name, when in takes_effect().items() if when is not TakesEffect.AT_RESTART)
 """Settings that a running pool takes over; all others wait for the next start."""
 
 
