@@ -6,7 +6,7 @@ from world import World
 
 from forgellm.messages import Load, LoadFailed
 from forgellm.states import WorkerState
-from forgellm.supervisor.effects import Send
+from forgellm.supervisor.effects import Announce, Send
 
 S = WorkerState
 
@@ -41,6 +41,15 @@ def test_a_busy_worker_is_recycled_by_a_successor_that_takes_its_requests_over()
     assert [worker.life for worker in world.model().workers] == [new]
     world.token(new, running, finish="stop")
     assert [chunk[4] for chunk in world.delivered(running)] == [None, None, "stop"]
+
+
+def test_who_follows_the_moves_sees_that_a_failed_successor_is_gone() -> None:
+    """So that the next one in its place begins where it ended."""
+    world, _, _ = busy()
+    world.fail_load(world.alive[-1])
+    moves = [effect for effect in world.effects if isinstance(effect, Announce) and effect.worker == "m#2"]
+    assert [move.new for move in moves] == [S.STARTING, S.LOADING, S.FAILED, S.STOPPED]
+    assert [worker.name for worker in world.model().workers] == ["m#1"]
 
 
 def test_requests_that_come_meanwhile_are_served_by_whoever_is_ready() -> None:

@@ -41,6 +41,7 @@ class Renewal:
             elif old is not None and slot.state in {_S.FAILED, _S.STOPPED}:
                 slot.replaces, old.is_kept = None, True
                 old.reason = f"it was to be replaced, but its successor failed: {slot.reason}"
+                self._life.drain(slot, now, slot.reason, force=False)  # whoever follows its moves sees that it is gone
                 model.slots = [other for other in model.slots if other is not slot]
 
     def _begin(self, model: Model, slot: Slot, now: float) -> bool:
