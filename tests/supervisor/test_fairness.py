@@ -4,6 +4,7 @@ import pytest
 from test_budget import sized
 from test_loads import Demanding
 
+from forgellm.config import Settings
 from forgellm.errors import InsufficientMemory
 from forgellm.states import WorkerState
 
@@ -189,3 +190,38 @@ def test_a_model_that_died_and_waits_to_be_started_is_put_away_at_once() -> None
     machine.ask("b")
     machine.wait(30)
     assert machine.states() == {"b": S.STARTING, "a": S.WAITING}
+
+
+def test_a_model_that_crashed_and_comes_back_keeps_another_out_no_longer_than_the_bound() -> None:
+    """Nobody has a process then: the memory is promised to it, because requests wait for it."""
+    machine = Demanding(backoff_initial_s=300.0, backoff_max_s=300.0, crash_budget=9)
+    machine.hold("a", 60)
+    machine.ask("a")
+    machine.die(machine.alive[0])
+    machine.get_ready("a")
+    machine.die(machine.alive[0])
+    assert machine.states()["a"] is S.BACKOFF
+    machine.ask("b")
+    machine.wait(29)
+    assert machine.states() == {"a": S.BACKOFF, "b": S.WAITING}
+    machine.wait(1)
+    assert machine.states() == {"b": S.STARTING, "a": S.WAITING}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "found"),
+    [({"max_hold_off_s": 5.0}, {"a": S.STOPPING, "b": S.WAITING}), ({}, {"a": S.READY, "b": S.STARTING})],
+    ids=["a shorter bound", "more memory"],
+)
+def test_other_settings_count_at_once_for_who_waits(knobs: dict[str, float], found: dict[str, S]) -> None:
+    machine = Demanding(drain_timeout_s=0.0)
+    machine.hold("a", 60)
+    machine.ask("a")
+    machine.ask("b")
+    machine.wait(10)
+    assert machine.states() == {"a": S.READY, "b": S.WAITING}
+    budget = 100 if knobs else 200
+    settings = Settings(spare=False, memory_soft_limit=1.0, drain_timeout_s=0.0, **knobs)
+    machine.do(machine.pool.reload(settings, budget, [], machine.now))
+    machine.wait(0)
+    assert machine.states() == found

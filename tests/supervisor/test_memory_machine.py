@@ -14,6 +14,7 @@ from forgellm.supervisor.slots import LoadOrder
 
 BUDGET = 100
 HOLD_OFF_S = 30.0
+HOLDS_MEMORY = HAS_PROCESS | {WorkerState.BACKOFF}
 SIZES = {"a": 30, "b": 50}
 
 
@@ -89,22 +90,27 @@ class MemoryMachine(PoolMachine):
 
     @invariant()
     def no_waiting_model_is_held_off_beyond_the_bound(self) -> None:
-        """Who is first in the line, and can have a turn, has it once the others had theirs."""
+        """Who is first in the line, and can have a turn, has it once those in its way had theirs.
+
+        Those may have no process now: the memory of one in backoff is promised to it, which the bound covers too. A
+        worker beyond the ordered replicas (a successor, mostly) waits for room, and has nobody evicted."""
         pool, now = self.world.pool, self.world.now
-        waiting = {
-            min(slot.since for slot in model.slots if slot.state is WorkerState.WAITING): model
-            for model in reversed(pool._models.values())
-            if (model.queue or model.load_tickets) and any(slot.state is WorkerState.WAITING for slot in model.slots)
-        }
-        if not waiting or pool._budget.is_anything_leaving():
+        if pool._budget.is_anything_leaving():
             return
-        since, first = min(waiting.items())
-        if pool._budget.plan_turn(first.order, now, with_busy=True).would_evict:
-            others = [model for model in pool._models.values() if model is not first and not model.pin]
-            served = [slot.since for model in others for slot in model.slots if slot.state in HAS_PROCESS]
-            assert served, "it waits for nobody"
-            firsts = [math.inf if model.ready_at is None else model.ready_at for model in others if model.slots]
-            assert now < max(since, *firsts) + self.world.knobs["max_hold_off_s"]
+        waiting = [(slot.since, model) for model in pool._models.values() for slot in model.waiting()]
+        for since, model in sorted(waiting, key=lambda found: found[0]):
+            plan = pool._budget.plan_turn(model.order, now, with_busy=True)
+            if not (model.queue or model.load_tickets) or not plan.fits:
+                continue
+            in_its_way = [pool._models[name] for name in plan.would_evict]
+            if in_its_way:
+                held = [slot for other in in_its_way for slot in other.slots if slot.state in HOLDS_MEMORY]
+                assert held, "it waits for nobody"
+                firsts = [math.inf if other.ready_at is None else other.ready_at for other in in_its_way]
+                assert now < max(since, *firsts) + self.world.knobs["max_hold_off_s"]
+                return
+            settled = [slot for slot in model.slots[: model.order.replicas] if slot.state in HOLDS_MEMORY]
+            assert len(settled) == model.order.replicas, "it waits beside free memory"
 
     def teardown(self) -> None:
         super().teardown()

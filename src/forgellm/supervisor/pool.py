@@ -136,6 +136,7 @@ class Pool:
         self._loads.configure(settings, stale, removed)
         for order in orders:
             self._loads.reorder(order, now)
+        self._loads.admit(now)
         return self._out.take()
 
     def stop(self, now: float) -> list[Effect]:
