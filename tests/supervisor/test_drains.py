@@ -79,6 +79,16 @@ def test_requests_that_move_to_another_life_meanwhile_are_counted() -> None:
     assert report(world) == {"finished": 1, "moved": 1}
 
 
+def test_a_drain_is_done_at_its_deadline_if_nothing_had_begun() -> None:
+    world = World()
+    world.load()
+    queued = world.ask()
+    world.drain("m", timeout_s=10)
+    world.wait(10)
+    assert world.news(queued)[4] == "abort"
+    assert report(world) == {"aborted": 1, "took_s": 10}
+
+
 def test_an_idle_model_is_drained_at_once_and_resumed_it_serves_again() -> None:
     world = World()
     life = world.loaded()

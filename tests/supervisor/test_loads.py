@@ -7,6 +7,7 @@ import pytest
 from test_budget import Machine, sized
 from world import World, order
 
+from forgellm.config import Settings
 from forgellm.errors import InsufficientMemory, ModelInvalid, ModelNotLoaded, ModelUnloading, QueueTimeout
 from forgellm.messages import EngineOptions
 from forgellm.states import WorkerState
@@ -324,3 +325,39 @@ def test_a_respawn_after_a_backoff_is_admitted_too() -> None:
     machine.wait(1)
     assert machine.states()["a"] is S.WAITING
     assert machine.pool.deadline() == math.inf
+
+
+def test_a_model_that_was_put_away_comes_back_as_it_was_unless_its_settings_changed_since() -> None:
+    for stale, found in (([], 7), (["m"], None)):
+        world = World()
+        world.loaded(ttl_s=10, context_length=7)
+        world.on_demand["m"] = order()
+        world.wait(11)
+        world.leave(world.alive[0])
+        world.do(world.pool.reload(Settings(spare=False), 0, [], world.now, stale=stale))
+        world.ask()
+        assert world.model().context_length == found
+
+
+def test_the_orders_are_of_what_is_loaded_and_stays() -> None:
+    world = World()
+    world.loaded("a", ttl_s=5)
+    world.load("b", ticket="b")
+    world.unload("b")
+    assert world.pool.orders().by_name == {"a": order("a", ttl_s=5)}
+
+
+def test_a_successor_that_waits_for_room_holds_up_nobody() -> None:
+    """It died at its start, and what it is to replace has grown meanwhile; nobody is evicted for it."""
+    machine = Demanding()
+    machine.hold("x", 40, options=EngineOptions(max_batch=1))
+    machine.ask("x")
+    machine.ask("x")
+    changed = sized("x", 40, options=EngineOptions(max_batch=1, context_length=7))
+    settings = Settings(spare=False, memory_soft_limit=1.0)
+    machine.do(machine.pool.reload(settings, 100, [changed], machine.now))
+    machine.measure(x=70)
+    machine.die(machine.alive[-1])
+    assert [worker.state for worker in machine.model("x").workers] == [S.READY, S.WAITING]
+    machine.ask("small")
+    assert machine.states()["small"] is S.STARTING
