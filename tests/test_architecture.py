@@ -19,6 +19,7 @@ OFFENCES = {
     "one-way-to-a-worker": ("forgellm/supervisor/supervisor.py", "import forgellm.worker.main"),
     "pure-pool": ("forgellm/supervisor/pool.py", "import time"),
     "web-at-the-edge": ("forgellm/supervisor/status.py", "import flask"),
+    "hub-client-apart": ("forgellm/catalog/downloads.py", "import huggingface_hub"),
     "mlx-in-engines": ("forgellm/worker/echo.py", "import mlx.core"),
 }
 

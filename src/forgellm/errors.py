@@ -10,12 +10,17 @@
     │   └── Unsupported              a known parameter that this model or engine cannot honour
     ├── NotFound                     a name that is not known
     │   ├── ModelNotFound
-    │   └── RequestNotFound
+    │   ├── RequestNotFound
+    │   ├── JobNotFound              no download of that id, or one that was forgotten
+    │   └── RepositoryNotFound       the hub has no such repository, or no such revision of it
     ├── ModelNotLoaded               known, but nobody loaded it
+    ├── ModelInUse                   loaded, or on its way from the hub: it cannot be removed
+    ├── HubTokenRequired             a private or gated repository, and no token that opens it
     ├── ModelError                   the model cannot be served as it is
     │   ├── ModelInvalid             broken or lying files
     │   ├── UnsupportedFormat        pickles, unknown architectures, unknown quantisation
-    │   └── UntrustedCode            the model asks to run its own code
+    │   ├── UntrustedCode            the model asks to run its own code
+    │   └── DownloadDamaged          what came is not what the hub says the file is
     ├── Unavailable                  try again; `retry_after_s` says when
     │   ├── QueueFull
     │   ├── PoolFull                 too much waits for all models together
@@ -28,6 +33,8 @@
     │   ├── InsufficientMemory
     │   ├── WorkerDied
     │   ├── EngineUnavailable        a worker cannot import its engine; says what is missing
+    │   ├── HubUnavailable           the hub does not answer, or no longer
+    │   ├── DiskFull                 no room for the files
     │   ├── ShuttingDown
     │   └── SupervisorUnavailable    no daemon answers, or the one that did is gone
     │       └── VersionSkew          daemon and client speak different protocols
@@ -95,8 +102,24 @@ class RequestNotFound(NotFound):
     code = "request_not_found"
 
 
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class RepositoryNotFound(NotFound):
+    code = "repository_not_found"
+
+
 class ModelNotLoaded(ForgeLLMError):
     code = "model_not_loaded"
+
+
+class ModelInUse(ForgeLLMError):
+    code = "model_in_use"
+
+
+class HubTokenRequired(ForgeLLMError):
+    code = "hub_token_required"
 
 
 class ModelError(ForgeLLMError):
@@ -113,6 +136,10 @@ class UnsupportedFormat(ModelError):
 
 class UntrustedCode(ModelError):
     code = "untrusted_code"
+
+
+class DownloadDamaged(ModelError):
+    code = "download_damaged"
 
 
 class Unavailable(ForgeLLMError):
@@ -161,6 +188,14 @@ class WorkerDied(Unavailable):
 
 class EngineUnavailable(Unavailable):
     code = "engine_unavailable"
+
+
+class HubUnavailable(Unavailable):
+    code = "hub_unavailable"
+
+
+class DiskFull(Unavailable):
+    code = "disk_full"
 
 
 class ShuttingDown(Unavailable):

@@ -3,7 +3,9 @@
 Must not import mlx, mlx-lm, transformers or numpy: the supervisor asks here before a worker exists.
 """
 
+from forgellm.catalog.downloads import Downloads, Job
 from forgellm.catalog.entries import CatalogEntry, entries
+from forgellm.catalog.removal import Removed
 from forgellm.catalog.resolve import adapter_base, resolve
 
-__all__ = ["CatalogEntry", "adapter_base", "entries", "resolve"]
+__all__ = ["CatalogEntry", "Downloads", "Job", "Removed", "adapter_base", "entries", "resolve"]

@@ -8,6 +8,8 @@ from pathlib import Path
 from forgellm.errors import ModelInvalid
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
+_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
+_MAIN = "main"
 _REVISION = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
 
 
@@ -21,23 +23,42 @@ def cache_root(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def find(name: str) -> Path | None:
-    """Snapshot folder of the `main` ref of the repository `name` (`org/name`), or None if the cache does not hold it.
+    """Snapshot folder of the repository `name` (`org/name`: its `main` ref, or `org/name@ref`), or None if the cache
+    does not hold it.
 
     Raises ModelInvalid if the cache holds the repository, but not the files of that ref.
     """
-    if not _REPO.fullmatch(name) or "--" in name or ".." in name:
+    repo, at, ref = name.partition("@")
+    if not _REPO.fullmatch(repo) or "--" in repo or ".." in name or (at and not _REF.fullmatch(ref)):
         return None
-    repository = cache_root() / ("models--" + name.replace("/", "--"))
+    repository = repository_folder(repo)
     if not repository.is_dir():
         return None
-    snapshot = _main_snapshot(repository)
+    snapshot = _snapshot(repository, ref or _MAIN)
     if snapshot is None:
-        raise ModelInvalid(f"the cache holds only a part of {name} ({repository}); run `hf download {name}`")
+        raise ModelInvalid(
+            f"the cache holds only a part of {name} ({repository}); run `forgellm pull {name}` or `hf download {repo}`"
+        )
     return snapshot
 
 
+def repository_folder(repo: str) -> Path:
+    """Where the cache has, or would have, the repository `org/name`."""
+    return cache_root() / ("models--" + repo.replace("/", "--"))
+
+
+def lock_of(repo: str) -> Path:
+    """The lock file for whoever writes or removes that folder."""
+    return cache_root() / ".locks" / repository_folder(repo).name / "forgellm.lock"
+
+
+def is_commit(text: str) -> bool:
+    """Whether `text` can be a commit, and so the name of a snapshot's folder."""
+    return _REVISION.fullmatch(text) is not None
+
+
 def repositories() -> dict[str, Path]:
-    """Every model in the cache that has a snapshot, by name."""
+    """Every model in the cache that has a snapshot of a ref, by name; of another ref than `main` as `org/name@ref`."""
     found: dict[str, Path] = {}
     try:
         folders = sorted(cache_root().glob("models--*"))
@@ -45,8 +66,9 @@ def repositories() -> dict[str, Path]:
         return found
     for folder in folders:
         name = folder.name.removeprefix("models--").replace("--", "/")
-        if snapshot := _main_snapshot(folder):
-            found[name] = snapshot
+        for ref in _refs(folder):
+            if snapshot := _snapshot(folder, ref):
+                found[name if ref == _MAIN else f"{name}@{ref}"] = snapshot
     return found
 
 
@@ -60,10 +82,18 @@ def is_snapshot(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
-def _main_snapshot(repository: Path) -> Path | None:
+def _refs(repository: Path) -> list[str]:
+    folder = repository / "refs"
     try:
-        revision = (repository / "refs" / "main").read_text("ascii").strip()
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".tmp")
+    except OSError:
+        return []
+
+
+def _snapshot(repository: Path, ref: str) -> Path | None:
+    try:
+        revision = (repository / "refs" / ref).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
     snapshot = repository / "snapshots" / revision
-    return snapshot if _REVISION.fullmatch(revision) and snapshot.is_dir() else None
+    return snapshot if is_commit(revision) and snapshot.is_dir() else None
