@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from control_parts import FakePool, wait_until
 from test_control_server import Evil, words
-from tls_parts import Wire, linked
+from tls_parts import linked
 
 from forgellm.control import certificate, frames, handshake, machines, pairing, tls, tls_listener
 from forgellm.control.link import Link, LinkLost
 from forgellm.control.tls import TlsAddress
 from forgellm.errors import ConfigError, InvalidRequest, SupervisorUnavailable
+from networks import Capture, Wire, two_hosts, why_no_namespaces
 
 PROMPT = "the treasure is under the old oak"
 
@@ -68,21 +69,40 @@ def test_a_server_that_stops_cuts_a_stream_that_goes_on(tmp_path, no_leaks):
 
 def test_the_wire_holds_nothing_in_clear_and_its_bytes_are_worth_nothing_a_second_time(tmp_path, no_leaks):
     with linked(tmp_path, FakePool(words("under the stone"))) as place:
-        wire = Wire(place.address)
+        wire = Wire((place.address.host, place.address.port))
         between = TlsAddress("127.0.0.1", wire.port, place.there)
         code = place.code()
         pairing.pair(between, code, place.there)
         place.address = between
         assert place.client().generate("m", PROMPT).result().text == "under the stone"
         said = list(wire.up)
-        wire.close()
-        assert len(wire.seen) > 2000
+        seen = wire.stop()
+        assert len(seen) > 2000
         secret = machines.parse_code(code)[1]
         for word in (PROMPT.encode(), b"treasure", b"under the stone", secret, machines.read(place.there)[0].key):
-            assert word not in wire.seen
-        with socket.create_connection(wire._target, timeout=10) as replay:
+            assert word not in seen
+        with socket.create_connection(wire.target, timeout=10) as replay:
             say_all(replay, b"".join(said))
         assert len(place.pool.submitted) == 1
+
+
+@pytest.mark.process
+def test_between_two_machines_a_listener_on_the_cable_learns_nothing(tmp_path, no_leaks):
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    with two_hosts() as (here, there), linked(tmp_path, FakePool(words("under the stone")), here) as place:
+        capture = Capture(there)
+        code = place.code()
+        there.run(lambda: pairing.pair(place.address, code, place.there))
+        assert there.run(place.client().about).pid == os.getpid()
+        assert there.run(lambda: place.client().generate("m", PROMPT)).result().text == "under the stone"
+        seen = capture.stop()
+        assert len(seen) > 4000
+        for word in (b"treasure", b"under the stone", machines.parse_code(code)[1], machines.read(place.there)[0].key):
+            assert word not in seen
+        with there.run(place.raw) as sock:
+            say_all(sock, b"GET / HTTP/1.1\r\n\r\n")
+        there.run(place.client().about)
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
@@ -235,7 +255,7 @@ def test_a_revoked_machine_is_refused_from_the_next_connection_on(tmp_path):
 def test_what_another_thread_sends_while_the_link_is_closed_never_goes_out_in_clear(tmp_path):
     """SSLSocket.shutdown() takes TLS off before it shuts down: a sender between the two would send plain text."""
     with linked(tmp_path) as place:
-        wire = Wire(place.address)
+        wire = Wire((place.address.host, place.address.port))
         sock = tls.connect(
             TlsAddress("127.0.0.1", wire.port, place.there),
             tls.pairing_context(),
@@ -258,8 +278,7 @@ def test_what_another_thread_sends_while_the_link_is_closed_never_goes_out_in_cl
         link.close()
         talker.join(5)
         assert not talker.is_alive()
-        wire.close()
-        assert PROMPT.encode() not in wire.seen
+        assert PROMPT.encode() not in wire.stop()
 
 
 def test_a_certificate_that_others_may_read_is_refused(tmp_path):

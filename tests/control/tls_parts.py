@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from forgellm.control.frames import RELEASE, Identity
 from forgellm.control.server import ControlServer
 from forgellm.control.tls import TlsAddress
 from forgellm.control.tls_listener import TlsListener
+from networks import Host
+
+LOOPBACK = Host("127.0.0.1")
 
 
 @dataclass
@@ -44,73 +46,17 @@ class Linked:
 
 
 @contextmanager
-def linked(folder: Path, pool: FakePool | None = None, **options: Any) -> Iterator[Linked]:
-    """A control server over TLS on loopback, in this process."""
+def linked(folder: Path, pool: FakePool | None = None, host: Host = LOOPBACK, **options: Any) -> Iterator[Linked]:
+    """A control server over TLS at `host`, in this process."""
     fake = pool or FakePool()
     here, there = folder / "here", folder / "there"
-    listener = TlsListener("127.0.0.1", 0, here)
+    listener = host.run(lambda: TlsListener(host.ip, 0, here))
     listener.claim()
     listener.listen()
     server = ControlServer(cast("Supervisor", fake), Identity(os.getpid(), "", RELEASE), [listener], **options)
     server.start()
     try:
-        yield Linked(fake, here, there, TlsAddress("127.0.0.1", listener.sock.getsockname()[1], there))
+        yield Linked(fake, here, there, TlsAddress(host.ip, listener.sock.getsockname()[1], there))
     finally:
         server.stop(0.3)
         listener.close()
-
-
-class Wire(threading.Thread):
-    """Stands between a client and `target`, and keeps what each of them sends."""
-
-    def __init__(self, target: TlsAddress) -> None:
-        super().__init__(daemon=True)
-        self._target = (target.host, target.port)
-        self._sock = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._sock.getsockname()[1]
-        self.up: list[bytes] = []
-        self.down: list[bytes] = []
-        self._ends: list[threading.Thread] = []
-        self.start()
-
-    @property
-    def seen(self) -> bytes:
-        return b"".join(self.up) + b"".join(self.down)
-
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self._sock.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._target)
-            pumps = [
-                threading.Thread(target=_pump, args=(client, server, self.up), daemon=True),
-                threading.Thread(target=_pump, args=(server, client, self.down), daemon=True),
-            ]
-            self._ends += [*pumps, threading.Thread(target=_close_after, args=(pumps, client, server), daemon=True)]
-            for thread in self._ends[-3:]:
-                thread.start()
-
-    def close(self) -> None:
-        self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-        for thread in [self, *self._ends]:
-            thread.join(5)
-
-
-def _pump(source: socket.socket, sink: socket.socket, kept: list[bytes]) -> None:
-    try:
-        while data := source.recv(1 << 16):
-            kept.append(data)
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        return
-
-
-def _close_after(pumps: list[threading.Thread], *socks: socket.socket) -> None:
-    for thread in pumps:
-        thread.join()
-    for sock in socks:
-        sock.close()
