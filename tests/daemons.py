@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class Daemon:
     def family(self) -> list[psutil.Process]:
         """Every living descendant."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_idle(self, model: str, timeout_s: float = 5.0) -> None:
+        """Return when the model answers nothing any more; fail after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while self.http.get("/api/model/status", params={"model": model}).json()["in_flight"]:
+            assert time.monotonic() < deadline, f"{model} still answers"
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit code."""

@@ -140,7 +140,8 @@ def test_a_quiet_stream_pings(api, monkeypatch):
 
 
 def test_the_version_a_client_was_written_for_is_the_one_that_is_spoken(api):
-    assert ask(api, headers={"anthropic-version": "2023-06-01"}).status_code == 200
+    for version in ("2023-06-01", "2026-10-21"):
+        assert ask(api, headers={"anthropic-version": version}, temperature=0).status_code == 200
     response = ask(api, headers={"anthropic-version": "2023-01-01"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "anthropic-version")
 

@@ -20,7 +20,10 @@ from forgellm.supervisor.generation import Generation, Token
 
 blueprint = Blueprint("anthropic", __name__, url_prefix="/v1/messages")
 
-VERSION = "2023-06-01"
+VERSIONS = ("2023-06-01", "2026-10-21")
+"""Both stream alike. Since the second, Anthropic takes no `temperature`, `top_p` and `top_k`. This server does,
+for its models are tuned to no setting, and clients can still send them as further fields."""
+
 PING = sse.frame({"type": "ping"}, "ping")
 
 _TYPES = {
@@ -72,10 +75,11 @@ def count_tokens() -> Response:
 
 
 def _check_version() -> None:
-    """Clients send the version they were written for; there is one that streams as this server does."""
-    given = request.headers.get("anthropic-version", VERSION)
-    if given != VERSION:
-        raise InvalidRequest(f"the header anthropic-version must be {VERSION}, not {given}", field="anthropic-version")
+    """Clients send the version they were written for, if any."""
+    given = request.headers.get("anthropic-version")
+    if given is not None and given not in VERSIONS:
+        known = " or ".join(VERSIONS)
+        raise InvalidRequest(f"the header anthropic-version must be {known}, not {given}", field="anthropic-version")
 
 
 def _error_body(problem: Problem) -> dict[str, Any]:

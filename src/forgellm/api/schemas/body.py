@@ -57,6 +57,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object. `null` means the default; a field that is not listed is refused."""
 
     ALIASES: ClassVar[Mapping[str, str]] = {}
+    NEEDS_TYPE: ClassVar[bool] = True
+    """Whether the Content-Type may not be missing. A page can leave it out, but not the Origin, which is checked."""
     PARTS: ClassVar[Mapping[str, "type[Body]"]] = {}
     """Fields that are bodies themselves, whose fields are worth a row each."""
 
@@ -66,7 +68,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         if content_encoding not in {None, "", "identity"}:
             raise InvalidRequest(f"Content-Encoding {content_encoding} is not accepted; send the body uncompressed")
         media_type = (content_type or "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        if media_type != "application/json" and (media_type or cls.NEEDS_TYPE):
             given = f"not {media_type}" if media_type else "which is missing"
             raise InvalidRequest(f"the Content-Type must be application/json, {given}")
         return _convert(cls, cls._named(_parse(raw)))

@@ -154,7 +154,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Asked(Body, frozen=True, kw_only=True):
-    """What all bodies have."""
+    """What all bodies have. Several clients of Ollama send no Content-Type."""
+
+    NEEDS_TYPE: ClassVar[bool] = False
 
     model: Annotated[Name, honoured("which model answers; `:latest` at its end means nothing")]
     keep_alive: Annotated[
@@ -353,6 +355,7 @@ class ShowBody(Body, frozen=True, kw_only=True):
     """POST /api/show."""
 
     ALIASES: ClassVar[Mapping[str, str]] = {"name": "model"}
+    NEEDS_TYPE: ClassVar[bool] = False
 
     model: Annotated[Name, honoured("which model is shown")]
     verbose: Annotated[bool | None, only(False, "the lists of a tokenizer are not shown")] = None
