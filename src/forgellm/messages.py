@@ -24,6 +24,7 @@ StopStrings = Annotated[tuple[StopString, ...], Meta(max_length=64)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 TimeoutSeconds = Annotated[float, Meta(ge=0, le=1e9)]
+KeepAliveSeconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 EngineName = Literal["mlx", "embed", "echo"]
 Task = Literal["generate", "embed"]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from flask import Flask, Response
+from pictures import model_status, pool_status
 from werkzeug.test import TestResponse
 
 from forgellm import keys
@@ -20,8 +21,7 @@ from forgellm.config import Settings
 from forgellm.errors import ConfigError, ModelNotLoaded
 from forgellm.keys import SCOPES as EVERY_SCOPE
 from forgellm.messages import Request
-from forgellm.states import WorkerState
-from forgellm.supervisor import ModelStatus, PoolStatus
+from forgellm.supervisor import PoolStatus
 from forgellm.supervisor.counts import Counts, Distribution, ModelCounts
 from forgellm.supervisor.effects import Evicted
 from forgellm.supervisor.watch import Wants, Watch, Watches
@@ -69,15 +69,7 @@ class FakePool:
 
     def status(self) -> PoolStatus:
         models = tuple(model_status(name) for name in MODELS)
-        return PoolStatus(
-            current="secret",
-            models=models,
-            spare_pid=None,
-            spare_is_warm=False,
-            is_stopping=False,
-            budget_bytes=None,
-            reserved_bytes=0,
-        )
+        return pool_status(*models, current="secret")
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         none = Distribution((1.0,), (0, 0), 0.0)
@@ -96,28 +88,6 @@ class FakePool:
         return [
             CatalogEntry(id=name, name=name, path=None, kind="base", size_bytes=0, source="config") for name in MODELS
         ]
-
-
-def model_status(name: str) -> ModelStatus:
-    return ModelStatus(
-        name=name,
-        path=None,
-        adapter_path=None,
-        state=WorkerState.READY,
-        since=0.0,
-        progress=1.0,
-        queue_depth=0,
-        in_flight=0,
-        error=None,
-        error_code=None,
-        system_prompt=None,
-        ttl_s=None,
-        pin=False,
-        context_length=None,
-        max_kv_size=None,
-        info=None,
-        workers=(),
-    )
 
 
 class Site:

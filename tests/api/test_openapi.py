@@ -47,6 +47,11 @@ def test_a_stream_is_described_as_one_event():
     assert content["text/event-stream"]["schema"] == {"$ref": "#/components/schemas/ChatChunk"}
 
 
+def test_a_stream_is_described_under_each_type_it_may_come_as():
+    content = DOCUMENT["paths"]["/api/model/generate"]["post"]["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "application/x-ndjson", "text/plain"}
+
+
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.name)
 def test_every_error_is_described_in_the_envelope_of_its_dialect(dialect):
     described = DOCUMENT["components"]["schemas"]

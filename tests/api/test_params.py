@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import examples_anthropic
+import examples_native
 import examples_ollama
 import examples_openai
 import msgspec
@@ -18,11 +19,15 @@ from forgellm.api import params
 from forgellm.api.app import DIALECTS
 from forgellm.api.params import Row
 from forgellm.errors import Unsupported
-from forgellm.messages import Request
 
-MODULES = {"openai": examples_openai, "anthropic": examples_anthropic, "ollama": examples_ollama}
+MODULES = {
+    "forgellm": examples_native,
+    "openai": examples_openai,
+    "anthropic": examples_anthropic,
+    "ollama": examples_ollama,
+}
 
-ROWS = [row for row in params.rows(DIALECTS) if row.dialect != "forgellm"]  # those have test_schemas.py
+ROWS = list(params.rows(DIALECTS))
 
 
 def decode(row: Row, **fields: Any) -> Any:
@@ -30,10 +35,10 @@ def decode(row: Row, **fields: Any) -> Any:
     return row.body.decode(msgspec.json.encode({**base, **fields}), "application/json")
 
 
-def neutral(body: Any) -> Sequence[Request | str]:
-    """The requests, without the ids that are born with each; of a body that asks for none, its model."""
+def neutral(body: Any) -> Sequence[Any]:
+    """The requests, without the ids that are born with each; of a body that asks for none, its model or itself."""
     if not hasattr(body, "to_requests"):
-        return [body.model]
+        return [getattr(body, "model", body)]
     return [replace(each, request_id="") for each in body.to_requests()]
 
 

@@ -32,5 +32,5 @@ def demo_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with daemon(folder, MODELS.format(embedder=embedder), share_cache=True) as served:
         for name in ("smollm2", "e", "slow"):
             answer = served.http.post("/api/model/load", json={"model": name, "wait": True}, timeout=110)
-            assert answer.status_code == 200, answer.text
+            assert answer.status_code == 200, f"{name}: {answer.status_code} {answer.text}"
         yield served

@@ -14,18 +14,22 @@ from forgellm.api import access
 from forgellm.api.context import context
 from forgellm.api.errors import ClientGone, Problem, problem_of
 from forgellm.api.gate import Gate
-from forgellm.api.ndjson import POLL_S, WRITE_EVERY_S, IsGone
 from forgellm.api.pool import Pool
 from forgellm.api.wsgi_host import client_gone
 from forgellm.errors import ForgeLLMError, InvalidRequest, ShuttingDown, Unavailable, from_wire
 from forgellm.messages import Request, Usage
 from forgellm.supervisor.generation import Generation, Token
 
+POLL_S = 0.1  # how soon a client that went away is noticed, while its request queues, prefills or writes
+WRITE_EVERY_S = 0.02
+"""A stream faster than this gets several tokens in one write: nobody sees the difference, and both ends save a wake-up
+and a system call for each token left out."""
 QUIET_S = 1.0  # a stream says something after so long without a token: proxies and clients see that it lives
 STATUS_WAIT_S = 10.0
 """So long the status line waits for the first token, so that what goes wrong before it has a real status. Then the
 stream is opened, for a client or a proxy that waits a minute for the first byte."""
 
+IsGone = Callable[[], bool]
 Piece = tuple[int, Token | None]
 """One token of the generation number `int`; None: it has ended, and its `finish_reason` and `usage` are set."""
 
@@ -67,14 +71,15 @@ class Answers:
             pieces = self._take(running)
             if self._is_gone():
                 raise ClientGone("the client closed its connection")
-            if self._gate.is_stopping and running:
-                raise ShuttingDown("the server is shutting down", retry_after_s=5)
             now = time.monotonic()
             if pieces or now - last_word >= QUIET_S:
                 last_word = now
                 yield pieces
                 if running and any(token and (token.text or token.parts) for _, token in pieces):
+                    # else nothing was written, and the first text must not wait
                     next(iter(running.values())).wait_ended(WRITE_EVERY_S)
+            if self._gate.is_stopping and not all(each.has_ended for each in running.values()):
+                raise ShuttingDown("the server is shutting down", retry_after_s=5)
 
     def _take(self, running: dict[int, Generation]) -> list[Piece]:
         """What has come, waiting a moment for something to come; takes those that ended out of `running`."""
@@ -146,13 +151,15 @@ def stream(
     mimetype: str,
     failure: Callable[[Problem], bytes],
     ping: bytes = b"",
+    status_wait_s: float | None = None,
 ) -> Response:
     """The response that sends `frames`: whole frames per write, b"" after a quiet second (`ping` is sent for it).
 
     `failure` draws what goes wrong after the first byte, as the last frame. Raises what goes wrong before it.
+    `status_wait_s`: how long the status line waits for the first frame; None: STATUS_WAIT_S.
     """
     try:
-        first = _first(frames)
+        first = _first(frames, STATUS_WAIT_S if status_wait_s is None else status_wait_s)
     except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
         answers.close()
         raise
@@ -163,9 +170,9 @@ def stream(
     return response
 
 
-def _first(frames: Iterator[bytes]) -> bytes:
-    """The first frame; b"" if there is none after STATUS_WAIT_S."""
-    deadline = time.monotonic() + STATUS_WAIT_S
+def _first(frames: Iterator[bytes], wait_s: float) -> bytes:
+    """The first frame; b"" if there is none after `wait_s`."""
+    deadline = time.monotonic() + wait_s
     for frame in frames:
         if frame or time.monotonic() >= deadline:
             return frame

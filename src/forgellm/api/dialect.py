@@ -31,8 +31,9 @@ _B = TypeVar("_B", bound=Body)
 class Operation:
     """One route. `path` is OpenAPI's form ("/v1/models/{model}"); `body` None: it takes none.
 
-    `answer` is what a 200 holds as JSON; `event` the object of one event of its stream, `stream_type` its media type.
-    `statuses`: the errors it may answer with, besides those that every route may. `query`: its text parameters.
+    `answer` is what a 200 holds as JSON; `event` the object of one event of its stream, `stream_types` the media types
+    that a client may ask for it as. `statuses`: the errors it may answer with, besides those that every route may.
+    `query`: its text parameters.
     """
 
     method: Literal["get", "post", "delete"]
@@ -41,7 +42,7 @@ class Operation:
     body: type[Body] | None = None
     answer: type[msgspec.Struct] | None = None
     event: type[msgspec.Struct] | None = None
-    stream_type: str = "text/event-stream"
+    stream_types: tuple[str, ...] = ("text/event-stream",)
     statuses: tuple[int, ...] = ()
     query: tuple[str, ...] = ()
     is_body_optional: bool = False
@@ -60,6 +61,11 @@ class Dialect:
     operations: tuple[Operation, ...]
 
 
-def read(cls: type[_B]) -> _B:
-    """The checked body of the HTTP request that is being served. Raises InvalidRequest."""
-    return cls.decode(request.get_data(), request.content_type, request.content_encoding)
+def read(cls: type[_B], *, is_optional: bool = False) -> _B:
+    """The checked body of the HTTP request that is being served. Raises InvalidRequest.
+
+    `is_optional`: a request without a body has all the defaults."""
+    raw = request.get_data()
+    if is_optional and not raw:
+        return cls()
+    return cls.decode(raw, request.content_type, request.content_encoding)

@@ -165,12 +165,6 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, "internal_error", "internal error; the server's log says more")
 
 
-def public_error(error: Exception) -> tuple[str, str]:
-    """(code, sentence) of `problem_of(error)`."""
-    problem = problem_of(error)
-    return problem.code, problem.message
-
-
 def drawn(app: Flask, path: str, problem: Problem) -> dict[str, Any]:
     """The body of an error under `path`: the envelope of the dialect with the longest path above it."""
     envelopes: Mapping[str, Envelope] = app.extensions.get(_ENVELOPES, {})

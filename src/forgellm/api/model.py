@@ -1,17 +1,18 @@
 """The `/api/model/*` routes of docs/http-api.md. Each view decodes, calls the pool, and encodes; it decides nothing."""
 
+import math
 from contextlib import nullcontext
 
 from flask import Blueprint, Response, request
 
-from forgellm.api import access, ndjson
+from forgellm.api import answers, ndjson
 from forgellm.api.context import context
+from forgellm.api.dialect import read
 from forgellm.api.errors import json_response
-from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
+from forgellm.api.schemas import GenerateBody, LoadBody, PlanBody, UnloadBody
 from forgellm.api.status import info_body, plan_body, status_body
-from forgellm.api.wsgi_host import client_gone
 from forgellm.config import Settings
-from forgellm.errors import InvalidRequest, ModelNotLoaded
+from forgellm.errors import ModelNotLoaded
 from forgellm.supervisor import PoolStatus
 
 blueprint = Blueprint("model", __name__, url_prefix="/api/model")
@@ -20,7 +21,7 @@ blueprint = Blueprint("model", __name__, url_prefix="/api/model")
 @blueprint.post("/load")
 def load() -> Response:
     """Start loading a model, or with `wait` load it."""
-    body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
+    body = read(LoadBody)
     ctx = context()
     with ctx.gate.place() if body.wait else nullcontext():
         loaded = ctx.pool.load(body.model_name, wait=body.wait, **body.options())
@@ -40,9 +41,7 @@ def load() -> Response:
 @blueprint.post("/plan")
 def plan() -> Response:
     """What a load would need and evict now, or why it cannot be. Loads nothing."""
-    body = LoadBody.decode(request.get_data(), request.content_type, request.content_encoding)
-    if body.wait:
-        raise InvalidRequest("a plan loads nothing there is to wait for; leave `wait` out", field="wait")
+    body = read(PlanBody)
     found = context().pool.plan(body.model_name, **body.options())
     return json_response(plan_body(found))
 
@@ -62,8 +61,7 @@ def info() -> Response:
 @blueprint.post("/unload")
 def unload() -> Response:
     """Unload a model; answers when its memory is back."""
-    raw = request.get_data()
-    body = UnloadBody.decode(raw, request.content_type, request.content_encoding) if raw else UnloadBody()
+    body = read(UnloadBody, is_optional=True)
     ctx = context()
     with ctx.gate.place():
         unloaded = ctx.pool.unload(body.model_name, force=body.force)
@@ -79,18 +77,20 @@ def unload() -> Response:
 @blueprint.post("/generate")
 def generate() -> Response:
     """Answer a prompt, whole or as a stream of JSON lines."""
-    body = GenerateBody.decode(request.get_data(), request.content_type, request.content_encoding)
+    body = read(GenerateBody)
     ctx = context()
     pool_status = ctx.pool.status()
     model = body.model or pool_status.current
     if model is None:
         raise ModelNotLoaded("no model is loaded; POST /api/model/load first, or name one in `model`", field="model")
-    [asked] = access.adopt([body.to_request(model, _system_prompt(pool_status, ctx.settings, model))])
-    answer = ndjson.Answer(ctx.pool, asked, ctx.gate, client_gone(request.environ))
-    access.follow([answer.generation])
-    if not body.streaming:
-        return _whole(answer)
-    return _stream(answer)
+    answer = answers.begin([body.to_request(model, _system_prompt(pool_status, ctx.settings, model))])
+    if body.streaming:
+        mimetype = request.accept_mimetypes.best_match(ndjson.MIMETYPES, default=ndjson.MIMETYPES[0])
+        return answers.stream(
+            answer, ndjson.lines(answer), mimetype=mimetype, failure=ndjson.failure, status_wait_s=math.inf
+        )
+    text = "".join(token.text for _, token in answer.pieces() if token)
+    return json_response({"success": True, "text": text, "completion": text, **ndjson.counts(answer.generations[0])})
 
 
 def _system_prompt(status: PoolStatus, settings: Settings, model: str) -> str | None:
@@ -101,32 +101,3 @@ def _system_prompt(status: PoolStatus, settings: Settings, model: str) -> str | 
     name = settings.model_name(model)
     config = settings.models.get(name)
     return status.put_away.get(name, config.system_prompt if config else None)
-
-
-def _whole(answer: ndjson.Answer) -> Response:
-    try:
-        text = "".join(token.text for tokens in answer.batches() for token in tokens)
-    finally:
-        answer.close()
-    body = {"success": True, "text": text, "completion": text, **ndjson.counts(answer.generation)}
-    return json_response(body)
-
-
-def _stream(answer: ndjson.Answer) -> Response:
-    """The status line waits for the first token, so that what goes wrong before it has a real status."""
-    batches = answer.batches()
-    try:
-        first = next(batches, [])
-    except BaseException:  # whatever it was, it goes on up; only the place in the gate is given back
-        answer.close()
-        raise
-    response = Response(ndjson.lines(first, batches, answer.generation), mimetype=_stream_type())
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the lines back
-    response.call_on_close(answer.close)
-    return response
-
-
-def _stream_type() -> str:
-    choices = ["application/x-ndjson", "text/plain"]
-    return request.accept_mimetypes.best_match(choices, default=choices[0])

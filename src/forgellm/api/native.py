@@ -1,10 +1,10 @@
 """ForgeLLM's own routes, described like those of any dialect. Data only: model.py, catalog.py, admin.py serve them."""
 
-from forgellm.api import model
+from forgellm.api import model, ndjson
 from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
-from forgellm.api.schemas import GenerateBody, LoadBody, UnloadBody
-from forgellm.api.schemas.native import Error, Line
+from forgellm.api.schemas import GenerateBody, LoadBody, PlanBody, UnloadBody
+from forgellm.api.schemas.native import Error, Happened, Line
 from forgellm.api.schemas.operations import DrainBody, ReloadBody
 
 _LISTS = ("models", "base_models", "cpt_models", "ift_models")
@@ -17,7 +17,7 @@ DIALECT = Dialect(
     error=Error,
     operations=(
         Operation(method="post", path="/api/model/load", says="Load a model.", body=LoadBody),
-        Operation(method="post", path="/api/model/plan", says="What a load would need and evict.", body=LoadBody),
+        Operation(method="post", path="/api/model/plan", says="What a load would need and evict.", body=PlanBody),
         Operation(method="get", path="/api/model/status", says="What state everything is in.", query=("model",)),
         Operation(method="get", path="/api/model/info", says="What a loaded model is.", query=("model",)),
         Operation(
@@ -29,7 +29,7 @@ DIALECT = Dialect(
             says="Answer a prompt.",
             body=GenerateBody,
             event=Line,
-            stream_type="application/x-ndjson",
+            stream_types=ndjson.MIMETYPES,
         ),
         *(Operation(method="get", path=f"/api/{name}", says="What could be loaded.") for name in _LISTS),
         Operation(method="get", path="/api/checkpoints", says="Adapters that were trained.", query=("model_dir",)),
@@ -40,7 +40,9 @@ DIALECT = Dialect(
             body=DrainBody,
             is_body_optional=True,
         ),
-        Operation(method="get", path="/api/events", says="What happens to models and workers, as it happens."),
+        Operation(
+            method="get", path="/api/events", says="What happens to models and workers, as it happens.", event=Happened
+        ),
         Operation(
             method="post",
             path="/api/admin/reload",

@@ -101,7 +101,7 @@ def _operation(dialect: Dialect, operation: Operation, refs: Mapping[type, Any])
         "application/json": {"schema": refs.get(operation.answer or type(None), {"type": "object"})}
     }
     if operation.event is not None:
-        content[operation.stream_type] = {"schema": refs[operation.event]}
+        content |= {name: {"schema": refs[operation.event]} for name in operation.stream_types}
     responses = {"200": {"description": "The answer.", "content": content}}
     statuses = {*ANY_ROUTE, *operation.statuses, *(WITH_BODY if operation.body else ())}
     for status in sorted(statuses):

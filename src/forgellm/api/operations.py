@@ -3,9 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from forgellm.api.context import context
+from forgellm.api.dialect import read
 from forgellm.api.errors import json_response
 from forgellm.api.schemas.operations import DrainBody, ReloadBody
 from forgellm.errors import ConfigError, InvalidRequest
@@ -17,8 +18,7 @@ blueprint = Blueprint("operations", __name__, url_prefix="/api/admin")
 @blueprint.post("/drain")
 def drain() -> Response:
     """Let a model, or the whole pool, finish what it has and take nothing new; answers with the report."""
-    raw = request.get_data()
-    body = DrainBody.decode(raw, request.content_type, request.content_encoding) if raw else DrainBody()
+    body = read(DrainBody, is_optional=True)
     ctx = context()
     if body.resume:
         ctx.pool.resume(body.model)
@@ -30,8 +30,7 @@ def drain() -> Response:
 @blueprint.post("/reload")
 def reload() -> Response:
     """Read the settings again; answers with what that changes, or with `dry_run` would."""
-    raw = request.get_data()
-    body = ReloadBody.decode(raw, request.content_type, request.content_encoding) if raw else ReloadBody()
+    body = read(ReloadBody, is_optional=True)
     try:
         plan = context().pool.reload(dry_run=body.dry_run)
     except ConfigError as error:  # the file's fault, and its owner's to mend: no failure of this server

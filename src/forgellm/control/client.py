@@ -25,7 +25,7 @@ from forgellm.errors import ModelNotLoaded, SupervisorUnavailable, VersionSkew
 from forgellm.messages import Request, Timeouts
 from forgellm.states import IS_LOADED, IS_LOADING, WorkerState
 from forgellm.supervisor import Drained, Embeddings, Generation, Loaded, PoolStatus, Unloaded
-from forgellm.supervisor.asking import embedding_request, python_request, seeded
+from forgellm.supervisor.asking import GenerateOptions, embedding_request, python_request, seeded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.orders import LoadOptions
 from forgellm.supervisor.reload import ReloadPlan
@@ -152,21 +152,10 @@ class ModelManager:
         return generation.open()
 
     def generate(
-        self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
-        template: bool | None = None,
-        max_kv_size: int | None = None,
-        timeouts: Timeouts | None = None,
-        **sampling: Any,
+        self, model: str, prompt: str | Sequence[Mapping[str, Any]], **options: Unpack[GenerateOptions]
     ) -> Generation:
         """As Supervisor.generate()."""
-        return self.submit(
-            python_request(
-                model, prompt, template=template, max_kv_size=max_kv_size, timeouts=timeouts, sampling=sampling
-            )
-        )
+        return self.submit(python_request(model, prompt, options))
 
     def embed(
         self,
@@ -187,12 +176,12 @@ class ModelManager:
 
     # The words of 0.4.7 ----------------------------------------------------------------------------------------------
 
-    def generate_text(self, prompt: str, model: str | None = None, **sampling: Any) -> str:
+    def generate_text(self, prompt: str, model: str | None = None, **options: Unpack[GenerateOptions]) -> str:
         """The whole answer of `model`, or of the current one, to a text. Raises the error that ended it."""
         name = model or self.status().current
         if name is None:
             raise ModelNotLoaded("no model is loaded; load one first", field="model")
-        return self.generate(name, prompt, **sampling).result().text
+        return self.generate(name, prompt, **options).result().text
 
     def get_status(self) -> dict[str, Any]:
         """The current model: `loaded`, `is_loading`, `model_name`, `adapter_path`, `state`, `progress`, `error`."""

@@ -4,34 +4,73 @@ import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
 from forgellm.errors import InvalidRequest
-from forgellm.messages import Request, Sampling, Timeouts, TokenId
+from forgellm.messages import Constraint, KeepAliveSeconds, Request, Sampling, Timeouts, TokenId, Tokens, Tools
 
 
-def python_request(
-    model: str,
-    prompt: str | Sequence[Mapping[str, Any]],
-    *,
-    template: bool | None,
-    max_kv_size: int | None,
-    timeouts: Timeouts | None,
-    sampling: Mapping[str, Any],
-) -> Request:
+class GenerateOptions(TypedDict, total=False):
+    """What a call of generate() may say besides what is asked of whom. None is the same as not said.
+
+    `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
+    model and the settings. `constraint` and `tools`: what the answer must look like, and what it may call. For these
+    and `max_kv_size` (tokens) and `keep_alive_s` see messages.Request; for all others, messages.Sampling. `stop` may
+    be one text.
+    """
+
+    template: bool | None
+    max_kv_size: int | None
+    timeouts: Timeouts | None
+    constraint: Constraint | None
+    tools: Tools | None
+    keep_alive_s: float | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    logprobs: int | None
+
+
+_OF_REQUEST: Mapping[str, Any] = {
+    "template": bool,
+    "max_kv_size": Tokens,
+    "timeouts": Timeouts,
+    "constraint": Constraint,
+    "tools": Tools,
+    "keep_alive_s": KeepAliveSeconds,
+}
+"""The options that are fields of Request, and what each may be; all others are Sampling's."""
+
+
+def python_request(model: str, prompt: str | Sequence[Mapping[str, Any]], options: GenerateOptions) -> Request:
     """The request of a call of Supervisor.generate. Its id is born here. Raises InvalidRequest naming the parameter."""
+    given = {name: value for name, value in options.items() if value is not None}
+    own = {name: _checked(name, given.pop(name), kind) for name, kind in _OF_REQUEST.items() if name in given}
     messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
     return Request(
         request_id=f"gen-{uuid.uuid4().hex}",
         model=model,
         messages=messages,
-        template=template,
-        max_kv_size=max_kv_size,
-        timeouts=timeouts or Timeouts(),
-        sampling=checked_sampling(sampling),
+        sampling=checked_sampling(given),
+        **own,
     )
+
+
+def _checked(name: str, value: object, kind: Any) -> Any:
+    try:
+        return msgspec.convert(msgspec.to_builtins(value), kind)
+    except (msgspec.ValidationError, TypeError) as error:  # TypeError: what no JSON could hold
+        raise InvalidRequest(f"{name}: {error}", field=name) from error
 
 
 def embedding_request(
@@ -64,7 +103,8 @@ def checked_sampling(given: Mapping[str, Any]) -> Sampling:
     known = [field.name for field in fields(Sampling)]
     for name in values:
         if name not in known:
-            raise InvalidRequest(f"there is no parameter {name}; there are {', '.join(known)}", field=name)
+            names = ", ".join([*_OF_REQUEST, *known])
+            raise InvalidRequest(f"there is no parameter {name}; there are {names}", field=name)
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
     if isinstance(values.get("logit_bias"), Mapping):

@@ -27,7 +27,7 @@ from forgellm.errors import (
 )
 from forgellm.messages import Event, Prefill, Request, Timeouts
 from forgellm.supervisor import narrator
-from forgellm.supervisor.asking import embedding_request, python_request, seeded
+from forgellm.supervisor.asking import GenerateOptions, embedding_request, python_request, seeded
 from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.crew import REAP_S, Crew
@@ -274,24 +274,12 @@ class Supervisor:
         return generation
 
     def generate(
-        self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
-        template: bool | None = None,
-        max_kv_size: int | None = None,
-        timeouts: Timeouts | None = None,
-        **sampling: Any,
+        self, model: str, prompt: str | Sequence[Mapping[str, Any]], **options: Unpack[GenerateOptions]
     ) -> Generation:
-        """Ask a loaded model: a text, or chat turns ({"role", "content"}); `sampling` as in messages.Sampling.
+        """Ask a loaded model: a text, or chat turns ({"role", "content"}); `options` as in asking.GenerateOptions.
 
-        `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
-        model and the settings. Raises InvalidRequest for a parameter that does not exist or cannot be."""
-        return self.submit(
-            python_request(
-                model, prompt, template=template, max_kv_size=max_kv_size, timeouts=timeouts, sampling=sampling
-            )
-        )
+        Raises InvalidRequest for a parameter that does not exist or cannot be."""
+        return self.submit(python_request(model, prompt, options))
 
     def embed(
         self,

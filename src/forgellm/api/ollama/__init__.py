@@ -33,7 +33,7 @@ DIALECT = Dialect(
             body=OllamaChatBody,
             answer=out.ChatAnswer,
             event=out.ChatAnswer,
-            stream_type=texts.MIMETYPE,
+            stream_types=(texts.MIMETYPE,),
         ),
         Operation(
             method="post",
@@ -42,7 +42,7 @@ DIALECT = Dialect(
             body=OllamaGenerateBody,
             answer=out.GenerateAnswer,
             event=out.GenerateAnswer,
-            stream_type=texts.MIMETYPE,
+            stream_types=(texts.MIMETYPE,),
         ),
         Operation(
             method="post", path="/api/embed", says="Turn texts into vectors.", body=EmbedBody, answer=out.Embedded

@@ -8,6 +8,7 @@ from flask import Response
 from forgellm.api.context import context
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import openai_answers as out
+from forgellm.catalog import CatalogEntry
 from forgellm.errors import ModelNotFound
 from forgellm.states import WorkerState
 
@@ -27,27 +28,31 @@ def model(model: str) -> Response:
 
 def _models() -> Iterator[out.Model]:
     pool = context().pool
-    loaded = pool.status().models
-    for each in loaded:
+    known = {entry.id: entry for entry in pool.catalog()}
+    for each in pool.status().models:
+        info, entry = each.info, known.pop(each.name, None)
         yield out.Model(
             id=each.name,
             created=_created(each.path),
             state=each.state,
-            context_length=each.info.context_length if each.info else each.context_length,
+            context_length=info.context_length if info else each.context_length,
             aliases=list(each.aliases),
-            capabilities=list(each.info.capabilities) if each.info else None,
+            capabilities=list(info.capabilities) if info else _by_task(entry),
         )
-    names = {each.name for each in loaded}
-    for entry in pool.catalog():
-        if entry.id not in names:
-            yield out.Model(
-                id=entry.id,
-                created=_created(entry.path),
-                state=WorkerState.STOPPED,
-                context_length=None,
-                aliases=list(entry.aliases),
-                capabilities=None,
-            )
+    for entry in known.values():
+        yield out.Model(
+            id=entry.id,
+            created=_created(entry.path),
+            state=WorkerState.STOPPED,
+            context_length=None,
+            aliases=list(entry.aliases),
+            capabilities=_by_task(entry),
+        )
+
+
+def _by_task(entry: CatalogEntry | None) -> list[str] | None:
+    """What is known of a model that is not loaded."""
+    return None if entry is None else ["embedding" if entry.task == "embed" else "completion"]
 
 
 def _created(path: str | None) -> int:

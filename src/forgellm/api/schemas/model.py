@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from forgellm.api.schemas.body import Body, Name, honoured, refused
+from forgellm.api.schemas.body import Body, Name, honoured, only, refused
 from forgellm.errors import EmptyPrompt, InvalidRequest
 from forgellm.messages import (
+    KeepAliveSeconds,
     RepetitionPenalty,
     Request,
     Sampling,
@@ -64,6 +65,12 @@ class LoadBody(Body, frozen=True, kw_only=True):
         )
 
 
+class PlanBody(LoadBody, frozen=True, kw_only=True):
+    """POST /api/model/plan."""
+
+    wait: Annotated[bool, only(False, "a plan loads nothing there is to wait for")] = False
+
+
 class UnloadBody(Body, frozen=True, kw_only=True):
     """POST /api/model/unload; the body may be missing."""
 
@@ -106,6 +113,13 @@ class GenerateBody(Body, frozen=True, kw_only=True):
     queue_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for a place")] = None
     first_token_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for the first token")] = None
     token_timeout_s: Annotated[TimeoutSeconds | None, honoured("longest wait for each further token")] = None
+    keep_alive_s: Annotated[
+        KeepAliveSeconds | None,
+        honoured(
+            "so many idle seconds the model stays loaded, from now on; 0: until it is done; negative: until somebody "
+            "unloads it"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -128,6 +142,7 @@ class GenerateBody(Body, frozen=True, kw_only=True):
             messages=tuple(turns),
             template=None if self.is_base_model is None else not self.is_base_model,
             max_kv_size=self.max_kv_size,
+            keep_alive_s=self.keep_alive_s,
             timeouts=Timeouts(
                 queue_s=self.queue_timeout_s,
                 first_token_s=self.first_token_timeout_s,

@@ -213,8 +213,8 @@ class ResponseEvent(Answer):
 
 class Model(Answer):
     """A model that can be asked for. `created`: unix time of its files, 0 if it has none. `state`: see the life of a
-    worker. `context_length` and `capabilities` ("completion", "chat", "tools", "embedding" …) are known once it is
-    loaded."""
+    worker. `context_length` is known once it is loaded; so are `capabilities` ("completion", "chat", "tools" …), but
+    for "completion" or "embedding", which its files say."""
 
     id: str
     created: int
