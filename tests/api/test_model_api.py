@@ -161,11 +161,12 @@ def test_a_model_that_cannot_be_loaded_gives_its_requests_the_loads_own_error(ap
 
 @pytest.mark.parametrize(("model", "stream"), list(itertools.product(["slow", "prefill"], [True, False])))
 def test_a_client_that_leaves_ends_its_generation(api, model, stream):
-    """In prefill and in a whole answer nothing is written, so no write can fail: the loop must ask."""
+    """In prefill and in a whole answer nothing is written, so no write can fail: the loop must ask. Left alone, each
+    would go on for more than a minute."""
     with socket.create_connection(api.server.address) as sock:
         post(api, sock, model=model, prompt="x", stream=stream, max_tokens=10_000)
         wait_until(lambda: api.status(model)["in_flight"] == 1)
-    assert wait_until(lambda: api.status(model)["in_flight"] == 0) < 1.5
+    wait_until(lambda: api.status(model)["in_flight"] == 0)
 
 
 def test_more_requests_than_max_streams_get_503_and_status_still_answers(tmp_path):
@@ -207,13 +208,11 @@ def test_a_server_that_stops_ends_its_streams_with_a_reason(tmp_path):
 
 
 def test_the_life_of_a_model(tmp_path):
-    with live(tmp_path, {"a": {"load_s": 0.3, "allocate_bytes": 64 << 20}}) as api:
+    with live(tmp_path, {"a": {"load_s": 1.0, "allocate_bytes": 64 << 20}}) as api:
         assert api.status()["loaded"] is False
         assert api.generate().json()["code"] == "model_not_loaded"
 
-        begun = time.monotonic()
         answer = api.http.post("/api/model/load", json={"model_name": "a"}).json()
-        assert time.monotonic() - begun < 0.3
         assert answer == {
             "success": True,
             "message": "Model a loading started",
