@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from forgellm import ModelConfig, Settings, Supervisor
-from forgellm.messages import Constraint, Part, Request, Sampling, Tools
+from forgellm.messages import Constraint, Part, Request, Sampling, ToolCall, Tools
 from forgellm.supervisor import Generation, Token
 
 pytestmark = pytest.mark.model
@@ -87,3 +87,18 @@ def test_a_constrained_stream_and_a_call_survive_the_death_of_their_worker(pool:
     assert [read([*head, *generation]) for head, generation in zip(heads, running, strict=True)] == expected
     assert expected[0][0].startswith("[")
     assert len(expected[1][1]) > 20
+
+
+def test_a_python_call_says_what_the_answer_must_look_like_and_what_it_may_call(pool: Supervisor) -> None:
+    pool.load("b")
+    one_of_two = Constraint(kind="regex", text="yes|no")
+    assert pool.generate("b", "one", constraint=one_of_two, temperature=1.0, max_tokens=20).result().text in {
+        "yes",
+        "no",
+    }
+    schema = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"], "additionalProperties": False}
+    tools = Tools(functions=({"type": "function", "function": {"name": "f", "parameters": schema}},), choice="required")
+    found = list(pool.generate("b", "one", tools=replace(tools, parallel=False), temperature=1.0, max_tokens=100))
+    calls = [part for token in found for part in token.parts or () if isinstance(part, ToolCall)]
+    assert calls[0].name == "f"
+    assert json.loads("".join(call.arguments for call in calls)) == {"a": 7}
