@@ -1,8 +1,6 @@
 """A real server over a real Supervisor on echo models, for the tests of the API: over HTTP, as a client sees it."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,10 @@ from forgellm import ModelConfig, Settings, Supervisor
 from forgellm.api.app import create_app
 from forgellm.api.gate import Gate
 from forgellm.api.http_server import HttpServer
+from waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = 20.0
+__all__ = ["DEADLINE_S", "GENERATE", "Live", "live", "wait_until"]
+
 GENERATE = "/api/model/generate"
 
 
@@ -62,13 +62,3 @@ def live(folder: Path, models: dict[str, dict[str, Any]], **settings: Any) -> It
                 yield Live(pool, server, http, gate)
         finally:
             server.stop()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> float:
-    """Seconds until the condition held; fails after the timeout."""
-    started = time.monotonic()
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, "it did not happen in time"
-        pause.wait(0.01)
-    return time.monotonic() - started

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,12 +83,3 @@ def served(folder: Path, pool: FakePool | None = None, **options: Any) -> Iterat
     finally:
         server.stop()
         listener.close()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
-    """Seconds until the condition held; fails after the timeout."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, "it did not happen in time"
-        os.sched_yield()
-    return time.monotonic() - started

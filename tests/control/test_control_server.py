@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from control_parts import FakePool, served, wait_until
+from control_parts import FakePool, served
 
 from forgellm import ModelManager
 from forgellm.control import frames, handshake, remote, server
@@ -29,6 +29,7 @@ from forgellm.errors import (
 from forgellm.messages import Request, Usage
 from forgellm.states import WorkerState
 from forgellm.supervisor.effects import Announce, Died, Evicted, Progressed
+from waiting import wait_until
 
 SOON_S = 5.0
 

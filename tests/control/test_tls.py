@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from control_parts import FakePool, wait_until
+from control_parts import FakePool
 from test_control_server import Evil, words
 from tls_parts import linked
 
@@ -18,6 +18,7 @@ from forgellm.control.link import Link, LinkLost
 from forgellm.control.tls import TlsAddress
 from forgellm.errors import ConfigError, InvalidRequest, SupervisorUnavailable
 from networks import Capture, Wire, two_hosts, why_no_namespaces
+from waiting import wait_until
 
 PROMPT = "the treasure is under the old oak"
 

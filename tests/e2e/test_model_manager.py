@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from daemons import Daemon, daemon, still_running
 from forgellm import Generation, ModelConfig, ModelManager, Settings
 from forgellm.control.unix import UnixAddress
 from forgellm.errors import ForgeLLMError, ModelNotLoaded, SupervisorUnavailable
+from waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -53,14 +53,6 @@ def texts(readers: list[Reader]) -> list[str]:
     return [reader.text for reader in readers]
 
 
-def wait_for(condition: Any, timeout_s: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        pause.wait(0.02)
-
-
 def connected(folder: Path, **options: Any) -> ModelManager:
     """A client of the daemon that `daemon(folder)` runs."""
     return ModelManager(connect=f"unix://{folder}/state/control.sock", **options)
@@ -69,7 +61,7 @@ def connected(folder: Path, **options: Any) -> ModelManager:
 def wait_noted(folder: Path) -> None:
     """Until the journal knows what is loaded."""
     journal = folder / "state" / "control.journal.json"
-    wait_for(lambda: journal.exists() and json.loads(journal.read_text())["models"])
+    wait_until(lambda: journal.exists() and json.loads(journal.read_text())["models"])
 
 
 def workers(served: Daemon) -> list[psutil.Process]:
@@ -137,7 +129,7 @@ def test_stopping_ends_what_this_client_runs_and_nothing_else(settings):
     mine, yours = ModelManager(settings), ModelManager(settings)
     mine.load("e")
     stopped, going = Reader(mine.generate("e", WORDS[0])), Reader(yours.generate("e", WORDS[1]))
-    wait_for(lambda: stopped.text and going.text)
+    wait_until(lambda: stopped.text and going.text)
     mine.stop_generation()
     assert WORDS[0].startswith(texts([stopped])[0])
     assert stopped.generation.finish_reason == "abort"
@@ -170,7 +162,7 @@ def test_chaos_087_streams_of_a_client_go_on_with_the_next_daemon(tmp_path):
         manager.load("e")
         wait_noted(tmp_path)
         readers = [Reader(manager.generate("e", words)) for words in WORDS]
-        wait_for(lambda: all(len(reader.text) > 20 for reader in readers))
+        wait_until(lambda: all(len(reader.text) > 20 for reader in readers))
         family = workers(first)
         first.process.kill()
         assert still_running(family, 2.0) == []
@@ -189,7 +181,7 @@ def test_chaos_087_a_client_that_may_starts_the_next_daemon_itself(settings):
     manager.load("e")
     wait_noted(settings.socket_path.parent.parent)
     readers = [Reader(manager.generate("e", words)) for words in WORDS]
-    wait_for(lambda: all(reader.text for reader in readers))
+    wait_until(lambda: all(reader.text for reader in readers))
     lost = manager.about().pid
     os.kill(lost, signal.SIGKILL)
     assert texts(readers) == WORDS
@@ -202,7 +194,7 @@ def test_chaos_087_without_a_next_daemon_the_streams_end_when_their_time_is_over
         manager = connected(tmp_path, resume_timeout_s=0.5)
         manager.load("e")
         reader = Reader(manager.generate("e", WORDS[0]))
-        wait_for(lambda: reader.text)
+        wait_until(lambda: reader.text)
         only.process.kill()
         reader.join(20)  # not the 30 s it has by default
         assert isinstance(reader.error, SupervisorUnavailable)
@@ -216,7 +208,7 @@ def test_a_load_that_loses_its_daemon_is_asked_of_the_next_one(tmp_path):
         manager = connected(tmp_path)
         loading = threading.Thread(target=lambda: loaded.append(manager.load("e")))
         loading.start()
-        wait_for(lambda: manager.get_status()["is_loading"])
+        wait_until(lambda: manager.get_status()["is_loading"])
         first.process.kill()
         first.process.wait()
     with daemon(tmp_path, toml):
@@ -230,7 +222,7 @@ def test_a_daemon_that_is_stopped_is_not_started_again_by_a_stream(settings):
     manager = ModelManager(settings, resume_timeout_s=0.5)
     manager.load("e")
     reader = Reader(manager.generate("e", WORDS[0]))
-    wait_for(lambda: reader.text)
+    wait_until(lambda: reader.text)
     process = psutil.Process(manager.about().pid)
     process.terminate()
     reader.join(DEADLINE_S)
@@ -261,7 +253,7 @@ def test_a_real_model_says_what_it_would_have_said_greedy_and_sampled(tmp_path):
         undisturbed = texts(ask(manager))
         wait_noted(tmp_path)
         readers = ask(manager)
-        wait_for(lambda: all(len(reader.text) > 40 for reader in readers))
+        wait_until(lambda: all(len(reader.text) > 40 for reader in readers))
         assert all(reader.is_alive() for reader in readers)
         first.process.kill()
         first.process.wait()

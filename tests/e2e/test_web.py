@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import psutil
@@ -23,6 +21,7 @@ import pytest
 from daemons import Daemon, daemon
 from forgellm import ModelManager
 from forgellm.errors import SupervisorUnavailable
+from waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -50,15 +49,6 @@ def address(folder: Path) -> str:
     return f"unix://{folder}/state/control.sock"
 
 
-def until(condition: Any, timeout_s: float = DEADLINE_S) -> float:
-    """Seconds until the condition held; fails after the timeout."""
-    begun, pause = time.monotonic(), threading.Event()
-    while not condition():
-        assert time.monotonic() - begun < timeout_s, "it did not happen in time"
-        pause.wait(0.02)
-    return time.monotonic() - begun
-
-
 def command(folder: Path, *options: str) -> list[str]:
     (folder / "web_app.py").write_text(APP.format(address=address(folder)), "utf-8")
     return [sys.executable, "-m", "gunicorn", "--chdir", str(folder), "-b", "127.0.0.1:0", *options, "web_app:app"]
@@ -73,7 +63,7 @@ def gunicorn(folder: Path, *options: str) -> Iterator[httpx2.Client]:
             command(folder, "-w", "3", "-k", "gthread", "--threads", "16", *options), stdout=log, stderr=log
         )
         try:
-            until(lambda: "Listening at" in log_path.read_text() or web.poll() is not None)
+            wait_until(lambda: "Listening at" in log_path.read_text() or web.poll() is not None)
             found = re.search(r"Listening at: (http://\S+)", log_path.read_text())
             assert found, log_path.read_text()
             with httpx2.Client(base_url=found[1], timeout=DEADLINE_S, trust_env=False) as http:
@@ -147,17 +137,17 @@ def test_chaos_071_a_web_process_that_is_killed_takes_its_own_requests_along_and
         manager = loaded(served)
         own = manager.generate("e", WORDS)
         streams = [Stream(http) for _ in range(9)]
-        until(lambda: all(stream.text for stream in streams))
+        wait_until(lambda: all(stream.text for stream in streams))
         assert in_flight(manager) == 10
         victim, held = Counter(stream.process for stream in streams).most_common()[-1]
         os.kill(victim, signal.SIGKILL)
-        until(lambda: in_flight(manager) == 10 - held, 2.0)
+        wait_until(lambda: in_flight(manager) == 10 - held, 2.0)
         for stream in streams:
             stream.join(DEADLINE_S)
         assert all(stream.text == WORDS for stream in streams if stream.process != victim)
         assert all(stream.last["type"] == "chunk" for stream in streams if stream.process == victim)
         assert own.result().text == WORDS
-        until(lambda: http.get("/api/model/status").json()["in_flight"] == 0)
+        wait_until(lambda: http.get("/api/model/status").json()["in_flight"] == 0)
 
 
 def test_a_client_that_leaves_gunicorn_ends_its_generation(tmp_path):
@@ -167,7 +157,7 @@ def test_a_client_that_leaves_gunicorn_ends_its_generation(tmp_path):
         leaving = httpx2.Client(base_url=http.base_url, timeout=0.5, trust_env=False)
         with leaving, pytest.raises(httpx2.TimeoutException):
             leaving.post("/api/model/generate", json={"prompt": "x", "model": "e"})
-        until(lambda: in_flight(manager) == 0, 3.0)
+        wait_until(lambda: in_flight(manager) == 0, 15.0)
 
 
 @pytest.mark.chaos
@@ -176,9 +166,9 @@ def test_chaos_087_gunicorn_needs_no_restart_when_the_daemon_does(tmp_path):
     with daemon(tmp_path, TOML) as first, gunicorn(tmp_path) as http:
         loaded(first)
         journal = tmp_path / "state" / "control.journal.json"
-        until(lambda: journal.exists() and json.loads(journal.read_text())["models"])
+        wait_until(lambda: journal.exists() and json.loads(journal.read_text())["models"])
         stream = Stream(http)
-        until(lambda: len(stream.text) > 20)
+        wait_until(lambda: len(stream.text) > 20)
         first.process.kill()
         first.process.wait()
         refused = http.post("/api/model/generate", json={"prompt": "x", "model": "e"})
@@ -187,8 +177,8 @@ def test_chaos_087_gunicorn_needs_no_restart_when_the_daemon_does(tmp_path):
         assert http.get("/readyz").status_code == 503
         assert http.get("/healthz").status_code == 200
         with daemon(tmp_path, TOML):
-            until(lambda: http.get("/api/model/status").status_code == 200)
-            until(lambda: http.get("/api/model/status").json()["loaded"])
+            wait_until(lambda: http.get("/api/model/status").status_code == 200)
+            wait_until(lambda: http.get("/api/model/status").json()["loaded"])
             assert http.post("/api/model/generate", json={"prompt": "x y", "model": "e"}).json()["text"] == "x y"
             stream.join(DEADLINE_S)
             assert (stream.text, stream.last["type"]) == (WORDS, "complete")
