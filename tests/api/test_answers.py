@@ -79,6 +79,27 @@ def test_a_server_that_stops_ends_all_of_them():
     assert pool.aborted == ["a", "b"]
 
 
+def test_what_came_before_the_server_stops_is_delivered():
+    pool, gate = FakePool(), Gate(1)
+    running = begun(pool, gate)
+    say(pool.made[0], "1")
+    gate.close()
+    batches = running.batches()
+    assert [token and token.text for _, token in next(batches)] == ["1"]
+    with pytest.raises(ShuttingDown):
+        list(batches)
+    running.close()
+
+
+def test_answers_that_are_complete_are_sent_though_the_server_stops():
+    pool, gate = FakePool(), Gate(1)
+    running = begun(pool, gate)
+    for generation in pool.made:
+        say(generation, "1", last=True)
+    gate.close()
+    assert [token and token.text for _, token in running.pieces()] == ["1", None, "1", None]
+
+
 def test_a_quiet_while_is_an_empty_batch(monkeypatch):
     monkeypatch.setattr(answers, "QUIET_S", 0.0)
     monkeypatch.setattr(answers, "POLL_S", 0.0)
