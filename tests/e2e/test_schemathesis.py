@@ -33,6 +33,8 @@ NAMES = {"model", "model_name"}
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     """The document with the names of models that there are; a random name would never reach a model."""
     for name, schema in document["components"]["schemas"].items():
+        if not name.endswith("Body"):
+            continue
         model = "managed" if name in {"LoadBody", "UnloadBody"} else "asked"
         for field in NAMES & set(schema.get("properties", ())):
             schema["properties"][field] = {"enum": [model]}
@@ -80,8 +82,8 @@ def test_no_route_answers_what_the_document_does_not_say(tmp_path: Path, with_ke
     with daemon(tmp_path, MODELS) as served:
         document = served.http.get("/openapi.json", headers=headers).json()
         paths = document["paths"]
-        made = called(tmp_path, document, served.url, headers, "--phases", "fuzzing", "--max-examples", "4")
-        assert made >= 4 * sum("requestBody" in each for path in paths.values() for each in path.values())
+        made = called(tmp_path, document, served.url, headers, "--phases", "fuzzing", "--max-examples", "6")
+        assert made >= 2 * sum("requestBody" in each for path in paths.values() for each in path.values())
         if not with_keys:  # the bodies are the same with keys
             bounds = [part for path in BY_BOUNDS for part in ("--include-path", path)]
             assert called(tmp_path, document, served.url, headers, "--phases", "coverage", *bounds) > 100
