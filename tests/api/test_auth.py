@@ -16,9 +16,9 @@ from forgellm.api import auth
 from forgellm.api.app import create_app
 from forgellm.api.auth import SCOPES
 from forgellm.api.pool import Pool
-from forgellm.catalog import CatalogEntry
+from forgellm.catalog import CatalogEntry, Job
 from forgellm.config import Settings
-from forgellm.errors import ConfigError, ModelNotLoaded
+from forgellm.errors import ConfigError, JobNotFound, ModelNotLoaded
 from forgellm.keys import SCOPES as EVERY_SCOPE
 from forgellm.messages import Request
 from forgellm.supervisor import PoolStatus
@@ -48,7 +48,32 @@ ASKS: dict[str, dict[str, Any]] = {
     "/api/model/unload": {},
     "/api/admin/drain": {},
     "/api/admin/reload": {},
+    "/api/models/pull": {},
 }
+
+
+class FakeDownloads:
+    """Knows a job for each model, whose id is the model's name, and keeps what it was asked."""
+
+    def __init__(self, asked: list[Request | str | None]) -> None:
+        self.asked = asked
+
+    def pull(self, model: str, revision: str | None = None) -> None:
+        self.asked.append(model)
+        raise ModelNotLoaded("asked")
+
+    cancel = remove = pull
+
+    def jobs(self) -> list[Job]:
+        return [
+            Job(id=name, model=name, repository=name, revision="main", state="waiting", created=0.0) for name in MODELS
+        ]
+
+    def job(self, job_id: str) -> Job:
+        for job in self.jobs():
+            if job.id == job_id:
+                return job
+        raise JobNotFound("there is no such job; GET /api/jobs lists them", field="job_id")
 
 
 class FakePool:
@@ -56,6 +81,7 @@ class FakePool:
 
     def __init__(self) -> None:
         self.asked: list[Request | str | None] = []
+        self.downloads = FakeDownloads(self.asked)
 
     def submit(self, request: Request) -> None:
         self.asked.append(request)
@@ -322,6 +348,12 @@ def test_the_list_of_models_counts_on_every_route_that_names_one(site, method, r
         named, absent = (site.get(f"{filled(rule, name)}?model={name}", key) for name in ("secret", "nothing"))
         assert named.status_code in REACHED
         assert still(named.text).replace("secret", "nothing") == still(absent.text)
+        return
+    if method == "DELETE":  # the path names it
+        assert site.call(method, filled(rule), key).status_code in {403, 404}
+        assert site.pool.asked == []
+        assert refused(site.call(method, filled(rule, "open"), key))[1] == "model_not_loaded"
+        assert site.pool.asked == ["open"]
         return
     body = ASKS[rule]
     if rule == "/api/show":  # it reads, as a GET does

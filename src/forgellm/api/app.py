@@ -10,6 +10,7 @@ from forgellm.api import (
     catalog,
     errors,
     events,
+    jobs,
     metrics,
     native,
     ollama,
@@ -46,7 +47,14 @@ def create_app(pool: Pool, settings: Settings | None = None, gate: Gate | None =
     security.register(app, settings)
     auth.register(app, settings)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
-    own = (catalog.blueprint, admin.blueprint, operations.blueprint, events.blueprint, metrics.blueprint)
+    own = (
+        catalog.blueprint,
+        admin.blueprint,
+        operations.blueprint,
+        events.blueprint,
+        metrics.blueprint,
+        jobs.blueprint,
+    )
     for each in (*(each.blueprint for each in DIALECTS), *own):
         app.register_blueprint(each)
     openapi.register(app, DIALECTS)

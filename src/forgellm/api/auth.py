@@ -63,6 +63,10 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/api/model/load": _MANAGE,
     "/api/model/plan": _MANAGE,
     "/api/model/unload": _MANAGE,
+    "/api/models/pull": _MANAGE,
+    "/api/models/<path:model>": _MANAGE,
+    "/api/jobs": _MANAGE,
+    "/api/jobs/<job_id>": _MANAGE,
     "/api/admin/drain": _MANAGE,
     "/api/admin/reload": _MANAGE,
 }

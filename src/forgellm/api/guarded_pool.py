@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Unpack
 
 from forgellm.api.auth import caller
-from forgellm.api.pool import Pool
-from forgellm.catalog import CatalogEntry
+from forgellm.api.pool import Downloads, Pool
+from forgellm.catalog import CatalogEntry, Job, Removed, pulling
+from forgellm.errors import JobNotFound
 from forgellm.messages import Request
 from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
@@ -24,6 +25,10 @@ class GuardedPool:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+
+    @property
+    def downloads(self) -> Downloads:
+        return _GuardedDownloads(self._pool.downloads)
 
     def load(
         self,
@@ -82,3 +87,32 @@ class GuardedPool:
     def catalog(self) -> Sequence[CatalogEntry]:
         who = caller()
         return [entry for entry in self._pool.catalog() if who.may_use(entry.id)]
+
+
+class _GuardedDownloads:
+    """Downloads, of the models that the caller may use. The other jobs are not there."""
+
+    def __init__(self, downloads: Downloads) -> None:
+        self._downloads = downloads
+
+    def pull(self, model: str, revision: str | None = None) -> Job:
+        caller().allow(pulling.model_name(pulling.parse(model, revision)))
+        return self._downloads.pull(model, revision)
+
+    def jobs(self) -> list[Job]:
+        who = caller()
+        return [job for job in self._downloads.jobs() if who.may_use(job.model)]
+
+    def job(self, job_id: str) -> Job:
+        found = self._downloads.job(job_id)
+        if not caller().may_use(found.model):
+            raise JobNotFound("there is no such job; GET /api/jobs lists them", field="job_id")
+        return found
+
+    def cancel(self, job_id: str) -> Job:
+        self.job(job_id)
+        return self._downloads.cancel(job_id)
+
+    def remove(self, model: str) -> Removed:
+        caller().allow(model)
+        return self._downloads.remove(model)

@@ -4,6 +4,7 @@ from forgellm.api import model, ndjson
 from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
 from forgellm.api.schemas import GenerateBody, LoadBody, PlanBody, UnloadBody
+from forgellm.api.schemas.jobs import PullBody
 from forgellm.api.schemas.native import Error, Happened, Line
 from forgellm.api.schemas.operations import DrainBody, ReloadBody
 
@@ -40,6 +41,21 @@ DIALECT = Dialect(
             body=DrainBody,
             is_body_optional=True,
         ),
+        Operation(
+            method="post",
+            path="/api/models/pull",
+            says="Begin to fetch a model from the Hugging Face Hub.",
+            body=PullBody,
+        ),
+        Operation(
+            method="delete",
+            path="/api/models/{model}",
+            says="Remove a model from the hub's cache.",
+            statuses=(409, 422),
+        ),
+        Operation(method="get", path="/api/jobs", says="The pulls, running and ended."),
+        Operation(method="get", path="/api/jobs/{job_id}", says="How far a pull is."),
+        Operation(method="delete", path="/api/jobs/{job_id}", says="Cancel a pull."),
         Operation(
             method="get", path="/api/events", says="What happens to models and workers, as it happens.", event=Happened
         ),

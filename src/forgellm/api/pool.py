@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, Unpack
 
-from forgellm.catalog import CatalogEntry
+from forgellm.catalog import CatalogEntry, Job, Removed
 from forgellm.messages import Request
 from forgellm.supervisor import Drained, Generation, Loaded, PoolStatus, Unloaded
 from forgellm.supervisor.counts import Counts
@@ -13,8 +13,25 @@ from forgellm.supervisor.status import LoadPlan
 from forgellm.supervisor.watch import Wants, Watch
 
 
+class Downloads(Protocol):
+    """The part of `catalog.Downloads` that views call."""
+
+    def pull(self, model: str, revision: str | None = None) -> Job: ...
+
+    def jobs(self) -> list[Job]: ...
+
+    def job(self, job_id: str) -> Job: ...
+
+    def cancel(self, job_id: str) -> Job: ...
+
+    def remove(self, model: str) -> Removed: ...
+
+
 class Pool(Protocol):
     """The part of `Supervisor` that views call; every error is a ForgeLLMError."""
+
+    @property
+    def downloads(self) -> Downloads: ...
 
     def load(
         self,

@@ -59,6 +59,11 @@ class Client:
         with self._reachable():
             return self._json(self._http.post(path, json=_without_none(body), timeout=UNLOAD_TIMEOUT_S))
 
+    def delete(self, path: str) -> Any:
+        """As get()."""
+        with self._reachable():
+            return self._json(self._http.delete(path, timeout=UNLOAD_TIMEOUT_S))
+
     def generate(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed generation, `complete` last. Raises the error that ended it."""
         with (

@@ -232,8 +232,19 @@ def ps(url: str | None, as_json: bool) -> None:
 @main.command()
 @_client_options
 @_config_option
-def models(url: str | None, as_json: bool, config: str | None) -> None:
+@click.option("--remote", metavar="QUERY", help="List models of the Hugging Face Hub instead, to `forgellm pull`.")
+def models(url: str | None, as_json: bool, config: str | None, remote: str | None) -> None:
     """List the models that could be loaded."""
+    if remote is not None:
+        from forgellm.catalog.hub_search import search
+        from forgellm.cli.show import show_remote
+
+        there = search(remote)
+        if as_json:
+            _print(there, "", as_json=True)
+        else:
+            show_remote(there)
+        return
     from forgellm.cli.client import Client
     from forgellm.cli.show import local_models, show_models
 

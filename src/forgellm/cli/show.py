@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -15,6 +15,9 @@ from forgellm.api.catalog import entry_body
 from forgellm.cli.client import Client
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, ModelNotLoaded, from_wire
+
+if TYPE_CHECKING:
+    from forgellm.catalog.hub_search import Remote
 
 POLL_S = 0.1
 
@@ -99,6 +102,17 @@ def show_models(found: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for model in found:
         table.add_row(model["id"], model["type"], f"{model['size']:.2f} GB", model["path"] or "")
+    Console().print(table)
+
+
+def show_remote(found: "list[Remote]") -> None:
+    """The table of `forgellm models --remote`."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "DOWNLOADS", "LIKES", ""):
+        table.add_column(title, overflow="fold")
+    for each in found:
+        words = [word for word, holds in (("mlx", each.is_mlx), ("gated", each.is_gated)) if holds]
+        table.add_row(each.id, f"{each.downloads:,}", f"{each.likes:,}", ", ".join(words))
     Console().print(table)
 
 

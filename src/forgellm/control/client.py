@@ -19,6 +19,7 @@ from forgellm.control.frames import BadFrame, Call, Failed
 from forgellm.control.launch import start_daemon
 from forgellm.control.link import Link, LinkLost
 from forgellm.control.remote import RemoteGeneration
+from forgellm.control.remote_downloads import RemoteDownloads
 from forgellm.control.remote_watch import RemoteWatch
 from forgellm.control.unix import UnixAddress
 from forgellm.errors import ModelNotLoaded, SupervisorUnavailable, VersionSkew
@@ -69,6 +70,7 @@ class ModelManager:
             parse(connect, self.settings.machines_path) if connect else UnixAddress(self.settings.socket_path)
         )
         self._autostart = autostart and connect is None
+        self.downloads = RemoteDownloads(self._safely, self._once)
         self._live: weakref.WeakValueDictionary[str, RemoteGeneration] = weakref.WeakValueDictionary()
 
     # Models ----------------------------------------------------------------------------------------------------------

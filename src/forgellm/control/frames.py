@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.msgpack import Decoder
 
-from forgellm.catalog import CatalogEntry
+from forgellm.catalog import CatalogEntry, Job, Removed
 from forgellm.errors import ForgeLLMError, InvalidRequest, from_wire
 from forgellm.messages import (
     Chunk,
@@ -144,6 +144,27 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
 
 
+class Pull(msgspec.Struct, frozen=True, tag="pull"):
+    model: str
+    revision: str | None
+
+
+class Jobs(msgspec.Struct, frozen=True, tag="jobs"):
+    pass
+
+
+class OneJob(msgspec.Struct, frozen=True, tag="job"):
+    job_id: str
+
+
+class CancelJob(msgspec.Struct, frozen=True, tag="cancel_job"):
+    job_id: str
+
+
+class Remove(msgspec.Struct, frozen=True, tag="remove"):
+    model: str
+
+
 class Follow(msgspec.Struct, frozen=True, tag="follow"):
     """Tell what happens to models and workers, as Happened after Happened."""
 
@@ -154,7 +175,26 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     request: Request
 
 
-Call = Status | Catalog | About | Counted | Plan | Load | Unload | Reload | Drain | Resume | Abort | Follow | Submit
+Call = (
+    Status
+    | Catalog
+    | About
+    | Counted
+    | Plan
+    | Load
+    | Unload
+    | Reload
+    | Drain
+    | Resume
+    | Abort
+    | Follow
+    | Submit
+    | Pull
+    | Jobs
+    | OneJob
+    | CancelJob
+    | Remove
+)
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -216,6 +256,11 @@ RESULTS: Mapping[type[Call], "Decoder[Any]"] = {
     Reload: Decoder(ReloadPlan),
     Resume: Decoder(None),
     Counted: Decoder(Counts),
+    Pull: Decoder(Job),
+    Jobs: Decoder(list[Job]),
+    OneJob: Decoder(Job),
+    CancelJob: Decoder(Job),
+    Remove: Decoder(Removed),
     Abort: Decoder(None),
 }
 

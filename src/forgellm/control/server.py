@@ -203,7 +203,7 @@ class ControlServer:
             log.exception("a call over the control socket has failed")
             return Failed(ForgeLLMError.code, f"internal error ({type(error).__name__}); the daemon's log says more")
 
-    def _call(self, call: Call) -> Any:  # noqa: PLR0911 - one line for each call
+    def _call(self, call: Call) -> Any:  # noqa: PLR0911, PLR0912 - one line for each call
         match call:
             case frames.Status():
                 return self._pool.status()
@@ -227,6 +227,16 @@ class ControlServer:
                 return self._pool.counts(timeout_s=timeout_s)
             case frames.Abort(request_id):
                 return self._pool.abort(request_id)
+            case frames.Pull(model, revision):
+                return self._pool.downloads.pull(model, revision)
+            case frames.Jobs():
+                return self._pool.downloads.jobs()
+            case frames.OneJob(job_id):
+                return self._pool.downloads.job(job_id)
+            case frames.CancelJob(job_id):
+                return self._pool.downloads.cancel(job_id)
+            case frames.Remove(model):
+                return self._pool.downloads.remove(model)
             case frames.Submit() | frames.Follow():
                 raise AssertionError("these are streamed")
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -78,6 +79,7 @@ class Supervisor:
         self._status = self._pool.status()
         self._tally = Tally(_span_recorder(self.settings))
         self._watches = Watches()
+        self.downloads = catalog.Downloads(self._loaded_from)
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
         self._crew: Crew | None = None
@@ -104,6 +106,7 @@ class Supervisor:
     def stop(self, *, timeout_s: float = 30.0) -> None:
         """Abort what runs, unload everything, end every process; SIGKILL whatever is left after `timeout_s`."""
         atexit.unregister(self.stop)
+        self.downloads.close()
         if self._thread is None or not self._thread.is_alive():
             return
         self._post(self._pool.stop)
@@ -256,6 +259,11 @@ class Supervisor:
     def catalog(self) -> list[catalog.CatalogEntry]:
         """What can be loaded by name."""
         return catalog.entries(self.settings)
+
+    def _loaded_from(self, folder: Path) -> str | None:
+        """The model here whose files are below `folder`, if any."""
+        inside = (each.name for each in self._status.models if each.path and Path(each.path).is_relative_to(folder))
+        return next(inside, None)
 
     # Requests --------------------------------------------------------------------------------------------------------
 
