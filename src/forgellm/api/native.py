@@ -51,7 +51,7 @@ DIALECT = Dialect(
             method="delete",
             path="/api/models/{model}",
             says="Remove a model from the hub's cache.",
-            statuses=(409, 422),
+            statuses=(409,),
         ),
         Operation(method="get", path="/api/jobs", says="The pulls, running and ended."),
         Operation(method="get", path="/api/jobs/{job_id}", says="How far a pull is."),
