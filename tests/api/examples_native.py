@@ -5,6 +5,7 @@ from typing import Any
 from examples_openai import Check, given
 
 from forgellm.api.schemas import GenerateBody, LoadBody, PlanBody, UnloadBody
+from forgellm.api.schemas.jobs import PullBody
 from forgellm.api.schemas.operations import DrainBody, ReloadBody
 from forgellm.messages import Request
 
@@ -50,6 +51,7 @@ BASE: dict[Any, dict[str, Any]] = {
     PlanBody: {"model_name": "m"},
     UnloadBody: {},
     GenerateBody: {"prompt": "hi"},
+    PullBody: {"model": "org/name"},
     DrainBody: {},
     ReloadBody: {},
 }
@@ -87,6 +89,10 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "model": ("m", given("model", "m")),
         "timeout_s": (2.5, given("timeout_s", 2.5)),
         "resume": (True, given("resume", True)),
+    },
+    PullBody: {
+        "model": ("org/name", given("model", "org/name")),
+        "revision": ("v1", given("revision", "v1")),
     },
     ReloadBody: {"dry_run": (True, given("dry_run", True))},
 }
