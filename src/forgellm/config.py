@@ -152,6 +152,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int, IN_LOADS, msgspec.Meta(ge=0, description="KV kept for prompt prefixes, per worker.")
     ] = 1 << 30
 
+    verify_weights: Annotated[
+        bool,
+        AT_ONCE,
+        _field("Compare the sha256 of weights, where it is known, before they are first loaded: 1 to 2 s a GB."),
+    ] = True
     memory_budget_bytes: Annotated[
         int,
         AT_ONCE,

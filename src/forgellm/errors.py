@@ -18,6 +18,7 @@
     ├── HubTokenRequired             a private or gated repository, and no token that opens it
     ├── ModelError                   the model cannot be served as it is
     │   ├── ModelInvalid             broken or lying files
+    │   ├── ModelChanged             its files are no longer those that were checked
     │   ├── UnsupportedFormat        pickles, unknown architectures, unknown quantisation
     │   ├── UntrustedCode            the model asks to run its own code
     │   └── DownloadDamaged          what came is not what the hub says the file is
@@ -31,6 +32,7 @@
     │   ├── Draining                 takes nothing new until it is resumed
     │   ├── ModelFailed              gave up; says why
     │   ├── InsufficientMemory
+    │   ├── GpuOutOfMemory           the GPU's memory ran out under a worker
     │   ├── WorkerDied
     │   ├── EngineUnavailable        a worker cannot import its engine; says what is missing
     │   ├── HubUnavailable           the hub does not answer, or no longer
@@ -130,6 +132,10 @@ class ModelInvalid(ModelError):
     code = "model_invalid"
 
 
+class ModelChanged(ModelError):
+    code = "model_changed"
+
+
 class UnsupportedFormat(ModelError):
     code = "unsupported_format"
 
@@ -180,6 +186,10 @@ class ModelFailed(Unavailable):
 
 class InsufficientMemory(Unavailable):
     code = "insufficient_memory"
+
+
+class GpuOutOfMemory(Unavailable):
+    code = "gpu_oom"
 
 
 class WorkerDied(Unavailable):

@@ -129,6 +129,21 @@ class Request:
     count_only: bool = False
 
 
+Integrity = Literal["verified", "unverified", "none"]
+"""Whether the weights are known to be whole: their sha256 was compared, or is not known; "none": there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model as it was when it was checked. `sha256`: what it should have, None if nobody knows."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    sha256: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """What a name resolved to: where the weights are, what they weigh. Made by catalog.resolve, checked already.
@@ -137,7 +152,8 @@ class ModelSource:
     (no model). `task`: what the model is for, to generate text or to embed it. `path` is absolute; None only for "echo"
     and for a demo model not fetched yet. `weights_bytes` is the sum of the tensor files, 0 when unknown.
     `kv_bytes_per_token` is what one token adds to the KV cache in half precision, 0 when unknown. `options` are the
-    echo engine's knobs.
+    echo engine's knobs. `files` are what a worker checks to be unchanged before it loads them; two sources that differ
+    in nothing else are the same model.
     """
 
     name: str
@@ -149,6 +165,7 @@ class ModelSource:
     parameters: int = 0
     kv_bytes_per_token: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[ModelFile, ...] = field(default=(), compare=False)
 
     @property
     def engine(self) -> EngineName:
@@ -165,6 +182,7 @@ class EngineOptions:
     `memory_budget_bytes` is what "auto" may spend on weights, 0 = not known: keep native; it changes from moment to
     moment, so two loads that differ in nothing else ask for the same thing.
     `context_length` None: the model's own. `prefill_chunk_s`: how long one prefill chunk may stall other streams.
+    `verify_weights`: compare the sha256 of the files, where it is known, before they are first loaded.
     `warm_up`: run the model once before it is ready, so that the first user does not wait for kernels to be compiled.
     """
 
@@ -175,6 +193,7 @@ class EngineOptions:
     max_batch: int = 32
     prefill_chunk_s: float = 0.5
     prefix_cache_bytes: int = 1 << 30
+    verify_weights: bool = field(default=True, compare=False)
     warm_up: bool = True
     cache_dir: str = ""
 
@@ -251,6 +270,7 @@ class ModelInfo:
     device: str
     load_s: float
     capabilities: tuple[str, ...] = ()
+    integrity: Integrity = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from forgellm.messages import (
 )
 from forgellm.supervisor.effects import Deliver, Effect, Send, Signal, Spawn
 from forgellm.supervisor.pool import Pool
-from forgellm.supervisor.slots import LoadOrder
+from forgellm.supervisor.slots import DeathCause, LoadOrder
 from forgellm.supervisor.status import ModelStatus, WorkerStatus
 
 INFO = ModelInfo(
@@ -42,7 +42,11 @@ INFO = ModelInfo(
 
 
 def order(name: str = "m", **kwargs: Any) -> LoadOrder:
-    options = EngineOptions(max_batch=kwargs.pop("max_batch", 32), context_length=kwargs.pop("context_length", None))
+    options = EngineOptions(
+        max_batch=kwargs.pop("max_batch", 32),
+        context_length=kwargs.pop("context_length", None),
+        prefix_cache_bytes=kwargs.pop("prefix_cache_bytes", 1 << 30),
+    )
     return LoadOrder(source=ModelSource(name=name, kind="echo"), options=options, **kwargs)
 
 
@@ -125,9 +129,15 @@ class World:
         self.say(life, Hello(1000 + life), Imported(0.1), LoadFailed(code, "its files are broken"))
         self.die(life, "could not load")
 
-    def die(self, life: int, words: str = "the worker was killed", code: int = -signal.SIGKILL) -> list[Effect]:
+    def die(
+        self,
+        life: int,
+        words: str = "the worker was killed",
+        code: int = -signal.SIGKILL,
+        cause: DeathCause | None = None,
+    ) -> list[Effect]:
         self.alive.remove(life)
-        return self.do(self.pool.exited(life, code, words, self.now))
+        return self.do(self.pool.exited(life, code, words, self.now, cause=cause))
 
     def leave(self, life: int) -> list[Effect]:
         """A worker that obeys an Unload."""

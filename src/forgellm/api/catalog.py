@@ -66,6 +66,7 @@ def entry_body(entry: CatalogEntry) -> dict[str, Any]:
         "path": entry.path,
         "type": entry.kind,
         "size": _gigabytes(entry.size_bytes),
+        "integrity": entry.integrity,
     }
 
 

@@ -1,5 +1,6 @@
 """Turns errors into responses: the only place that knows HTTP status codes. Decides nothing else."""
 
+import errno
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "model_in_use": 409,
     "model_error": 422,
     "model_invalid": 422,
+    "model_changed": 422,
     "unsupported_format": 422,
     "untrusted_code": 422,
     "request_crashes_worker": 422,
@@ -62,6 +64,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "draining": 503,
     "model_failed": 503,
     "insufficient_memory": 503,
+    "gpu_oom": 503,
     "worker_died": 503,
     "engine_unavailable": 503,
     "hub_unavailable": 503,
@@ -72,6 +75,7 @@ STATUS_BY_CODE: dict[str, int] = {
 
 _WORDS_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 _RETRY_STATUSES = frozenset({429, 503})
 _DEFAULT_RETRY_AFTER_S = 1.0
 
@@ -161,6 +165,9 @@ def problem_of(error: Exception) -> Problem:
     """What a client may see of `error`; one that nobody raised on purpose is logged and says nothing."""
     if isinstance(error, ForgeLLMError):
         return Problem(STATUS_BY_CODE.get(error.code, 500), error.code, error.message, error.field)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        log.warning("the system refuses: %s", error)
+        return Problem(503, "unavailable", f"this machine or process has none left: {error.strerror}; try again later")
     log.error("internal error", exc_info=error)
     return Problem(500, "internal_error", "internal error; the server's log says more")
 

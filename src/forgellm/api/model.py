@@ -10,7 +10,7 @@ from forgellm.api.context import context
 from forgellm.api.dialect import read
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import GenerateBody, LoadBody, PlanBody, UnloadBody
-from forgellm.api.status import info_body, plan_body, status_body
+from forgellm.api.status import info_body, plan_body, status_body, warnings
 from forgellm.config import Settings
 from forgellm.errors import ModelNotLoaded
 from forgellm.supervisor import PoolStatus
@@ -35,6 +35,8 @@ def load() -> Response:
     }
     if body.wait:
         answer["loading_time"] = loaded.loading_time_s or 0.0
+        model = ctx.pool.status().model(loaded.model)
+        answer["warnings"] = warnings(model) if model else []
     return json_response(answer)
 
 

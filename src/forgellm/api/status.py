@@ -58,9 +58,17 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
     }
     if model.info is not None:
         picture["capabilities"] = list(model.info.capabilities)
+        picture["warnings"] = warnings(model)
     if model.error is not None:
         picture |= {"error": model.error, "error_code": model.error_code}
     return picture
+
+
+def warnings(model: ModelStatus) -> list[str]:
+    """What whoever uses a loaded model should know, a word and a sentence each."""
+    if model.info is None or model.info.integrity != "unverified":
+        return []
+    return ["unverified: no sha256 of its weights was compared, so damage to the files would not be noticed"]
 
 
 def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:

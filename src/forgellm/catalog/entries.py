@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from forgellm.catalog import demo, folder, hub
+from forgellm.catalog import demo, folder, hub, integrity
 from forgellm.catalog.resolve import model_files, models_root
 from forgellm.config import Settings
-from forgellm.messages import Task
+from forgellm.messages import Integrity, Task
 
+_SOURCES: dict[str, Integrity] = {"echo": "none", demo.NAME: "verified"}
 _TRAINED: tuple[Literal["cpt", "ift"], ...] = ("cpt", "ift")
 
 
@@ -20,7 +21,7 @@ class CatalogEntry:
     kind: "base", or "cpt" and "ift" for what continued pre-training and instruction tuning put into those folders of
     models_dir. `path` is absolute, None for what has no files yet. `size_bytes` is the sum of the tensor files, 0 when
     unknown. source: where it was found. `task`: what it is for, by its config.json; "generate" where there is none.
-    `aliases`: other names for it.
+    `aliases`: other names for it. `integrity`: whether its weights are compared with a known sha256 when it is loaded.
     """
 
     id: str
@@ -31,6 +32,7 @@ class CatalogEntry:
     source: Literal["config", "demo", "models_dir", "huggingface"]
     task: Task = "generate"
     aliases: tuple[str, ...] = ()
+    integrity: Integrity = "unverified"
 
 
 def entries(settings: Settings) -> list[CatalogEntry]:
@@ -55,6 +57,7 @@ def _configured(settings: Settings) -> Iterator[CatalogEntry]:
             size_bytes=_size(path) if path else 0,
             source="config",
             task=folder.task(path) if path else "generate",
+            integrity=_SOURCES.get(config.source, "unverified"),
         )
 
 
@@ -67,6 +70,7 @@ def _demo(settings: Settings) -> CatalogEntry:
         kind="base",
         size_bytes=demo.GGUF_BYTES,
         source="demo",
+        integrity="verified",
     )
 
 
@@ -105,6 +109,7 @@ def _cached() -> Iterator[CatalogEntry]:
             size_bytes=_size(path),
             source="huggingface",
             task=folder.task(path),
+            integrity=integrity.foresee(integrity.note([*folder.loaded_files(path), *path.glob("*.gguf")])),
         )
 
 

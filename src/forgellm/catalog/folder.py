@@ -71,6 +71,12 @@ def task(folder: Path) -> Task:
         return "generate"
 
 
+def loaded_files(folder: Path) -> list[Path]:
+    """The files that make a checked folder the model it is: config, tokenizer, weights."""
+    small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model")]
+    return [*(path for path in small if path.exists()), *sorted(folder.glob("model*.safetensors"))]
+
+
 def _tensor_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("model*.safetensors"))
     if files:

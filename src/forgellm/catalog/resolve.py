@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from forgellm.catalog import adapters, demo, folder, gguf, gguf_llama, hub
+from forgellm.catalog import adapters, demo, folder, gguf, gguf_llama, hub, integrity
 from forgellm.config import ModelConfig, Settings
 from forgellm.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from forgellm.messages import ModelSource
@@ -101,6 +101,9 @@ def _from_entry(name: str, entry: ModelConfig, settings: Settings) -> ModelSourc
     held = entry.options.get("allocate_bytes", 0)  # what the echo engine has for weights
     if source.kind == "echo" and isinstance(held, int):
         source = replace(source, weights_bytes=held)
+    mapped = entry.options.get("map_file")  # what the echo engine reads as one reads weights
+    if source.kind == "echo" and isinstance(mapped, str):
+        source = replace(source, files=integrity.note([Path(mapped)]))
     return replace(source, name=name, options=dict(entry.options))
 
 
@@ -145,6 +148,7 @@ def _from_path(name: str, found: Path) -> ModelSource:
             weights_bytes=facts.weights_bytes,
             parameters=facts.parameters,
             kv_bytes_per_token=facts.kv_bytes_per_token,
+            files=integrity.note(folder.loaded_files(found)),
         )
     stat = found.stat()
     parameters, kv_bytes_per_token = _gguf_sizes(found, stat.st_size, stat.st_mtime_ns)
@@ -155,6 +159,7 @@ def _from_path(name: str, found: Path) -> ModelSource:
         weights_bytes=stat.st_size,
         parameters=parameters,
         kv_bytes_per_token=kv_bytes_per_token,
+        files=integrity.note([found]),
     )
 
 

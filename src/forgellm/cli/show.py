@@ -33,6 +33,8 @@ def load_with_progress(client: Client, body: dict[str, Any], *, as_json: bool) -
         click.echo(msgspec.json.encode(status).decode())
     else:
         click.echo(f"{name} is ready: process {status['pid']}, {megabytes(status['memory']['footprint'])}", err=True)
+        for warning in status.get("warnings", ()):
+            click.echo(f"warning: {warning}", err=True)
     return status
 
 
@@ -98,10 +100,11 @@ def plan_text(plan: dict[str, Any]) -> str:
 def show_models(found: list[dict[str, Any]]) -> None:
     """The table of `forgellm models`."""
     table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "TYPE", "SIZE", "PATH"):
+    for title in ("NAME", "TYPE", "SIZE", "SHA256", "PATH"):
         table.add_column(title, overflow="fold")
     for model in found:
-        table.add_row(model["id"], model["type"], f"{model['size']:.2f} GB", model["path"] or "")
+        known = {"verified": "known"}.get(model["integrity"], model["integrity"])
+        table.add_row(model["id"], model["type"], f"{model['size']:.2f} GB", known, model["path"] or "")
     Console().print(table)
 
 

@@ -3,6 +3,7 @@
 Decides nothing: who is started, signalled or buried is the pool's word.
 """
 
+import logging
 import os
 import signal
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from pathlib import Path
 from forgellm.config import Settings
 from forgellm.messages import Command, EngineName
 from forgellm.supervisor.clocks import Pulse
-from forgellm.supervisor.process import Guardian, Lost, OnEvent, WorkerProcess, describe_exit
+from forgellm.supervisor.process import SEARCHED_BYTES, Guardian, Lost, OnEvent, WorkerProcess, describe_exit
+from forgellm.supervisor.restart import cause_of_exit, gpu_oom_line
+from forgellm.supervisor.slots import DeathCause
+
+log = logging.getLogger("forgellm.supervisor")
 
 CHECK_S = 1.0
 REAP_S = 0.002
@@ -27,6 +32,16 @@ class _Dying:
     deadline: float
     is_silent: bool  # its channel has ended
     verdict: str = ""  # why we killed it; nothing outside did
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """The end of a worker: its exit code, the cause as far as that and its log say, and both in words."""
+
+    life: int
+    exit_code: int
+    cause: DeathCause
+    words: str
 
 
 class Crew:
@@ -58,7 +73,11 @@ class Crew:
 
     def send(self, life: int, command: Command) -> None:
         if life in self._processes:
-            self._processes[life].send(command)
+            try:
+                self._processes[life].send(command)
+            except RuntimeError:  # no thread for its channel's feeder: it will never hear anything
+                log.exception("a worker cannot be told anything, and is killed")
+                self._processes[life].signal(signal.SIGKILL)
 
     def signal(self, life: int, number: int) -> None:
         if life in self._processes:
@@ -77,8 +96,8 @@ class Crew:
                 process.signal(signal.SIGKILL)
             self._dying[life] = _Dying(now + LINGER_S, is_silent=True, verdict=verdict)
 
-    def reap(self, now: float) -> list[tuple[int, int, str]]:
-        """Bury whoever is gone: [(life, exit code, how it ended in words)]. Never blocks."""
+    def reap(self, now: float) -> list[Buried]:
+        """Bury whoever is gone. Never blocks."""
         if now >= self._next_check:
             self._next_check = now + CHECK_S
             self._check(now)
@@ -92,8 +111,7 @@ class Crew:
                     dying.verdict = dying.verdict or "the worker closed its channel, lived on, and was killed"
                     process.signal(signal.SIGKILL)
             elif dying.is_silent or now >= dying.deadline:
-                words = dying.verdict or describe_exit(exit_code, process.tail())
-                buried.append((life, FAULT if dying.verdict else exit_code, words))
+                buried.append(_buried(process, exit_code, dying.verdict))
                 self.guardian.remove(process.pid)
                 process.close()
                 del self._processes[life], self._dying[life]
@@ -125,6 +143,14 @@ class Crew:
                 process.kill_group()  # whoever holds its pipes; the EOF follows
                 self._dying[life] = _Dying(now + LINGER_S, is_silent=False)
         self.guardian.ensure()
+
+
+def _buried(process: WorkerProcess, exit_code: int, verdict: str) -> Buried:
+    if verdict:
+        return Buried(process.life, FAULT, cause_of_exit(FAULT), verdict)
+    if line := gpu_oom_line(exit_code, process.tail(SEARCHED_BYTES)):
+        return Buried(process.life, exit_code, "gpu_oom", f"the worker ran out of GPU memory [it said: {line}]")
+    return Buried(process.life, exit_code, cause_of_exit(exit_code), describe_exit(exit_code, process.tail()))
 
 
 def _prune_logs(folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from forgellm.config import Settings
-from forgellm.errors import ForgeLLMError, InsufficientMemory, WorkerDied, from_wire
+from forgellm.errors import ForgeLLMError, GpuOutOfMemory, InsufficientMemory, WorkerDied, from_wire
 from forgellm.messages import (
     Abort,
     Bye,
@@ -28,7 +28,7 @@ from forgellm.states import HAS_PROCESS, WorkerState, check_move
 from forgellm.supervisor.clocks import DUMP_S
 from forgellm.supervisor.effects import Announce, Progressed, Send, Signal, Spawn
 from forgellm.supervisor.outbox import Outbox
-from forgellm.supervisor.restart import RestartPolicy
+from forgellm.supervisor.restart import RestartPolicy, shrunk
 from forgellm.supervisor.slots import LoadOrder, Slot, Spare
 
 _S = WorkerState
@@ -68,7 +68,8 @@ class Lifecycle:
         engine = order.source.engine
         self._engine = self._engine if engine in QUICK else engine
         slot.begin_life()
-        slot.order, slot.max_batch = order, order.options.max_batch
+        options = shrunk(order.options) if slot.is_shrunk else order.options
+        slot.order, slot.max_batch = order, options.max_batch
         if self.spare and self.spare.engine == engine:
             spare, self.spare = self.spare, None
             slot.life, slot.pid, slot.is_imported = spare.life, spare.pid, spare.is_imported
@@ -80,12 +81,11 @@ class Lifecycle:
         if slot.is_imported:
             self._move(slot, _S.LOADING, now, reason, now + self._settings.load_timeout_s)
         # A respawn has clients waiting, and mlx has compiled this model's kernels in the life before.
-        options = replace(order.options, warm_up=not slot.was_ready)
-        self._out.do(Send(slot.life, Load(order.source, options)))
+        self._out.do(Send(slot.life, Load(order.source, replace(options, warm_up=not slot.was_ready))))
 
     def forget(self, slot: Slot) -> None:
         """Before a start at a user's word: whatever went wrong before does not count."""
-        slot.was_ready = slot.spawn_retried = False
+        slot.was_ready = slot.spawn_retried = slot.is_shrunk = False
         slot.crashes.clear()
         self._spare_failures = 0
 
@@ -161,6 +161,10 @@ class Lifecycle:
                 self.start_or_wait(slot, order, now, slot.reason)
         elif slot.failure is not None and not (slot.was_ready and isinstance(slot.failure, WorkerDied)):
             self._give_up(slot, slot.failure, now)
+        elif slot.death_cause == "gpu_oom" and not (slot.was_ready and (is_explained or _can_shrink(slot, order))):
+            if slot.state is _S.READY:
+                self._move(slot, _S.BACKOFF, now, words)
+            self._give_up(slot, GpuOutOfMemory(words), now)
         elif slot.was_ready and is_explained:
             slot.restarts += 1
             slot.crashes = slot.crashes[:-1]
@@ -177,6 +181,9 @@ class Lifecycle:
             self._give_up(slot, WorkerDied(f"{words}, while {doing}"), now)
 
     def _crashed(self, slot: Slot, order: LoadOrder, words: str, now: float) -> None:
+        if slot.death_cause == "gpu_oom":
+            slot.is_shrunk = True  # as large as before, it would only run out again
+            words += "; it goes on with half the batch and no prefix cache"
         slot.restarts += 1
         slot.crashes = [*self._restart.recent(slot.crashes, now), now]
         delay_s = self._restart.delay_s(slot.crashes)
@@ -365,6 +372,10 @@ class Lifecycle:
         old, slot.state = slot.state, check_move(slot.state, new)
         slot.since, slot.reason, slot.deadline = now, reason, deadline
         self._out.do(Announce(slot.name, slot.life, old, new, reason))
+
+
+def _can_shrink(slot: Slot, order: LoadOrder) -> bool:
+    return not slot.is_shrunk and shrunk(order.options) != order.options
 
 
 def _likely_engine(settings: Settings) -> EngineName:

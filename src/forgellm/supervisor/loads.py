@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from typing import Literal
 
 from forgellm.config import Settings
-from forgellm.errors import ForgeLLMError, InsufficientMemory, ModelFailed, ModelUnloading
+from forgellm.errors import (
+    ForgeLLMError,
+    GpuOutOfMemory,
+    InsufficientMemory,
+    ModelChanged,
+    ModelFailed,
+    ModelUnloading,
+)
 from forgellm.states import IS_LOADING, WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.effects import Evicted, Loaded, Unloaded
@@ -301,8 +308,8 @@ def _loaded(order: LoadOrder, loading_time_s: float | None, *, already: bool) ->
 
 
 def _failure(model: Model, retry_after_s: float) -> ForgeLLMError:
-    """What a request for a failed model is told: why its load failed, or that it crashed too often."""
+    """What a request for a failed model is told: why its load failed, or that it crashed too often, or why at once."""
     slot = model.failed()[0]
-    if slot.failure is not None and not slot.was_ready:
+    if slot.failure is not None and (not slot.was_ready or isinstance(slot.failure, GpuOutOfMemory | ModelChanged)):
         return slot.failure
     return ModelFailed(f"{model.name} has failed: {slot.reason}", retry_after_s=retry_after_s)

@@ -33,6 +33,8 @@ def footprint_bytes(pid: int) -> int | None:
         return int(process.memory_info().rss)
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return None
+    except OSError:  # no descriptor is left to look with: another time
+        return None
 
 
 def footprints(pids: Mapping[int, int]) -> dict[int, int]:

@@ -61,6 +61,7 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
             prefill_chunk_s=settings.prefill_chunk_s,
             prefix_cache_bytes=settings.prefix_cache_bytes,
             cache_dir=str(settings.cache_path),
+            verify_weights=settings.verify_weights,
         ),
         replicas=given.get("replicas") or config.replicas,
         ttl_s=config.ttl_s if ttl_s is None else ttl_s,

@@ -28,7 +28,7 @@ from forgellm.supervisor.picture import picture
 from forgellm.supervisor.renewal import Renewal
 from forgellm.supervisor.requests import Requests
 from forgellm.supervisor.restart import cause_of_exit
-from forgellm.supervisor.slots import LoadOrder, Model, Slot
+from forgellm.supervisor.slots import DeathCause, LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 _S = WorkerState
@@ -174,17 +174,22 @@ class Pool:
                 self._loads.admit(now)
         return self._out.take()
 
-    def exited(self, life: int, exit_code: int, words: str, now: float) -> list[Effect]:
-        """A process is gone; `words` say how, for people. What ran on it is run again elsewhere (see replay.py)."""
+    def exited(
+        self, life: int, exit_code: int, words: str, now: float, *, cause: DeathCause | None = None
+    ) -> list[Effect]:
+        """A process is gone; `words` say how, for people. What ran on it is run again elsewhere (see replay.py).
+
+        `cause`: what was found to be it, if more than the exit code says."""
         slot = self._life.slots.get(life)
         if slot is not None:
             model, words = self._models[slot.model], slot.death_words or words
+            slot.death_cause = slot.death_cause or cause or cause_of_exit(exit_code)
             if exit_code == -signal.SIGKILL and not slot.is_killed:
                 words += self._budget.suspicion(slot)
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
             else:
-                self._out.do(Died(slot.name, life, slot.death_cause or cause_of_exit(exit_code), words))
+                self._out.do(Died(slot.name, life, slot.death_cause, words))
             is_explained = self._requests.replay(model, slot, exit_code, words, now)
             self._life.exited(slot, model.order, words, now, is_explained=is_explained)
             self._loads.settle(model, now)

@@ -5,6 +5,7 @@ because Linux kills a worker when the *thread* that started it ends.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from forgellm.worker.pulse import Counters
 CONTEXT: SpawnContext = get_context("spawn")
 NAME = "forgellm-worker-"
 TAIL_BYTES = 2000
+KILL_WAIT_S = 1.0
+SEARCHED_BYTES = 32_000  # after what a library says last come the stacks of all threads
 
 
 class Lost(str):
@@ -83,11 +86,20 @@ class WorkerProcess:
         )
         try:
             self._process.start()
-        finally:
+        except OSError:
             self._channel.close_worker_ends()
+            self._channel.close()
+            raise
+        self._channel.close_worker_ends()
         self.pid: int = self._process.pid or 0
         self._reader = threading.Thread(target=self._read, name=f"reader-{life}", daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError as error:  # the system gave a process, and no thread for it
+            self._process.kill()
+            self._process.join(KILL_WAIT_S)
+            self._channel.close()
+            raise BlockingIOError(errno.EAGAIN, str(error)) from error
 
     def send(self, command: Command) -> None:
         self._channel.send(command)
@@ -110,11 +122,11 @@ class WorkerProcess:
         """(beats, steps): what its heart and its loop have counted so far."""
         return self._counters.read()
 
-    def tail(self) -> str:
+    def tail(self, size_bytes: int = TAIL_BYTES) -> str:
         """The last lines of its log, for error messages."""
         try:
             with self.log_path.open("rb") as log:
-                log.seek(max(0, self.log_path.stat().st_size - TAIL_BYTES))
+                log.seek(max(0, self.log_path.stat().st_size - size_bytes))
                 return log.read().decode("utf-8", "replace").strip()
         except OSError:
             return ""

@@ -1,9 +1,19 @@
-"""When a worker that died may start again, and what its exit code says. Pure arithmetic; must not look at slots."""
+"""When a worker that died may start again, and what its end says. Pure arithmetic; must not look at slots."""
 
+import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from forgellm.messages import EngineOptions
 from forgellm.supervisor.slots import DeathCause
+
+_FROM_OUTSIDE = {0, -signal.SIGKILL, -signal.SIGTERM}
+_GPU_OOM = re.compile(
+    r"^.*\[metal(?:::\w+)?\].*(?:Insufficient Memory|GPU Timeout|Resource limit \(\d+\)).*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What MLX says on stderr before it aborts: no memory for a command buffer, a GPU that stood still meanwhile, more
+buffers than Metal allows a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +42,14 @@ def cause_of_exit(exit_code: int) -> DeathCause:
     if exit_code == -signal.SIGKILL:
         return "killed"
     return "signal" if exit_code < 0 else "exit"
+
+
+def gpu_oom_line(exit_code: int, log: str) -> str:
+    """The line of a dead worker's log that says that the GPU's memory ran out, or ""."""
+    found = None if exit_code in _FROM_OUTSIDE else _GPU_OOM.search(log)
+    return found[0].strip() if found else ""
+
+
+def shrunk(options: EngineOptions) -> EngineOptions:
+    """The same with a smaller footprint: half the requests at once, no prefix cache."""
+    return replace(options, max_batch=max(1, options.max_batch // 2), prefix_cache_bytes=0)

@@ -10,7 +10,7 @@ from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource,
 from forgellm.states import WILL_SERVE, WorkerState
 from forgellm.supervisor.fair_queue import FairQueue
 
-DeathCause = Literal["hang", "memory", "timeout", "load_error", "killed", "signal", "exit"]
+DeathCause = Literal["hang", "memory", "gpu_oom", "timeout", "load_error", "killed", "signal", "exit"]
 """Why a process ended though nobody wanted it to, in one word."""
 
 
@@ -48,6 +48,7 @@ class Slot:
     life: int = 0
     order: LoadOrder | None = None  # what this life was started for; the model's may have changed since
     max_batch: int = 0  # requests that it may run at once
+    is_shrunk: bool = False  # the GPU's memory ran out: half of them, and no prefix cache, until it is loaded anew
     replaces: "Slot | None" = None  # which goes when this one is ready
     is_kept: bool = False  # its successor failed: not tried again in this life
     pid: int | None = None

@@ -357,8 +357,9 @@ class Supervisor:
             pass
         now = time.monotonic()
         if now >= crew.next_check():
-            for life, exit_code, words in crew.reap(now):
-                self._carry_out(self._pool.exited(life, exit_code, self._oom.explain(exit_code) or words, now))
+            for end in crew.reap(now):
+                words = self._oom.explain(end.exit_code) or end.words
+                self._carry_out(self._pool.exited(end.life, end.exit_code, words, now, cause=end.cause))
             if pulses := crew.pulses():
                 self._carry_out(self._pool.pulse(pulses, now))
         if now >= self._pool.deadline():

@@ -5,12 +5,14 @@ only `max_tokens` matters here. Its embeddings have two dimensions: the number o
 """
 
 import ctypes
+import mmap
 import os
 import signal
 import struct
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -44,10 +46,12 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     die_in_load: str | None = None  # a signal's name
     allocate_bytes: int = 0  # held from load until the process ends
     cache_bytes: int = 0  # held from load until trim_caches()
+    map_file: str | None = None  # mapped at load, its last byte read before each token: cut short, that is a SIGBUS
     grow_bytes_per_token: int = 0  # held from each token until its request ends
     leak_bytes_per_token: int = 0  # held from each token until the process ends
     crash_at_token: int | None = None  # of any request: the worker kills itself just before it
     crash_signal: str = "SIGABRT"
+    print_at_crash: str | None = None  # to the worker's stderr, just before it kills itself for a request
     crash_if_prompt_has: str | None = None  # kills itself when such a request joins
     fail_at_token: int | None = None  # that request fails, the worker lives
     print_at_load: str | None = None  # to the worker's stderr, flushed
@@ -93,6 +97,7 @@ class EchoEngine:
         self._running: dict[str, _Running] = {}
         self._held = b""
         self._cache = b""
+        self._mapped: mmap.mmap | bytes = b"\0"
         self._leaked: list[bytes] = []
         self._max_batch = 0
 
@@ -105,6 +110,9 @@ class EchoEngine:
             os.write(2, f"modules: {' '.join(sorted(sys.modules))}\n".encode())
         if self._knobs.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._knobs.map_file:
+            with Path(self._knobs.map_file).open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if self._knobs.allocate_bytes:
             self._held = _memory(self._knobs.allocate_bytes)
         if self._knobs.cache_bytes:
@@ -139,7 +147,7 @@ class EchoEngine:
         prompt = _prompt(request)
         knobs = self._knobs
         if knobs.crash_if_prompt_has and knobs.crash_if_prompt_has in prompt:
-            _die(knobs.crash_signal)
+            self._crash()
         if knobs.hang and knobs.hang_if_prompt_has in prompt:
             _hang(knobs.hang)
         if knobs.close_channel_at_prompt and knobs.close_channel_at_prompt in prompt:
@@ -202,7 +210,7 @@ class EchoEngine:
             news.append(RequestFailed(request_id, "generation_failed", "the fault knob fail_at_token ended it"))
             return
         if running.sent == knobs.crash_at_token:
-            _die(knobs.crash_signal)
+            self._crash()
         max_tokens = running.request.sampling.max_tokens
         if running.sent >= len(running.words):
             chunks.append(self._finish(running, "stop", now))
@@ -211,6 +219,7 @@ class EchoEngine:
             running.grown.append(_memory(knobs.grow_bytes_per_token))
         if knobs.leak_bytes_per_token:
             self._leaked.append(_memory(knobs.leak_bytes_per_token))
+        self._mapped[len(self._mapped) - 1]
         word = running.words[running.sent]
         running.sent += 1
         running.due = running.due + 1 / knobs.tokens_per_s if knobs.tokens_per_s else now
@@ -220,6 +229,11 @@ class EchoEngine:
             chunks.append(self._finish(running, "stop", now, word))
         else:
             chunks.append((request_id, word, (running.sent - 1,), None, None, None, None))
+
+    def _crash(self) -> None:
+        if self._knobs.print_at_crash:
+            os.write(2, self._knobs.print_at_crash.encode() + b"\n")
+        _die(self._knobs.crash_signal)
 
     def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:
         request_id = running.request.request_id

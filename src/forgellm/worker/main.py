@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from multiprocessing.queues import Queue, SimpleQueue
 from pathlib import Path
@@ -31,6 +31,7 @@ from forgellm.messages import (
     Generate,
     Hello,
     Imported,
+    Integrity,
     Load,
     LoadFailed,
     Loading,
@@ -244,6 +245,7 @@ class _Loop:
 
     def _load(self, command: Load) -> ExitCode | None:
         try:
+            integrity = self._checked(command)
             info = self._engine.load(command.source, command.options, self._progress)
         except ForgeLLMError as error:
             self._up.put(LoadFailed(error.code, error.message))
@@ -253,8 +255,22 @@ class _Loop:
             self._up.put(LoadFailed("model_invalid", f"{command.source.name} cannot be loaded: {_describe(error)}"))
             return ExitCode.LOAD_FAILED
         self._is_loaded = True
-        self._up.put(Ready(info, *self._engine.memory()))
+        self._up.put(Ready(replace(info, integrity=integrity), *self._engine.memory()))
         return None
+
+    def _checked(self, command: Load) -> Integrity:
+        """See to it that the files are those that were resolved, at each life, and whole, once."""
+        source, options = command.source, command.options
+        if source.kind == "demo":
+            return "verified"  # demo.fetch() compares its sha256
+        if not source.files:
+            return "none"
+        from forgellm.catalog.integrity import check_unchanged, verify  # noqa: PLC0415 - an idle spare needs it not
+
+        check_unchanged(source)
+        if not options.verify_weights:
+            return "unverified"
+        return verify(source.files, Path(options.cache_dir), self._progress)
 
     def _progress(self, done: float, stage: str) -> None:
         self._counters.step()
