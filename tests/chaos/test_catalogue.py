@@ -1,4 +1,4 @@
-"""The catalogue of faults: 94 rows, each with the tests that show it, or with what is missing.
+"""The catalogue of faults: 94 rows, each with the tests that show it.
 
 A row's tests are named as `folder/file.py::test`, as pytest does below `tests/`.
 """
@@ -30,7 +30,8 @@ WEB = "e2e/test_web.py::"
 MANAGER = "e2e/test_model_manager.py::"
 DAEMON = "e2e/test_daemon_process.py::"
 REAL_LIMITS = "chaos/test_the_real_limits.py::test_chaos_017_018_019_a_hang_is_ended_within_its_limit_and_five_seconds"
-NOT_YET = "not yet: "
+INTEGRITY = "catalog/test_integrity.py::"
+EXHAUSTION = "chaos/test_exhaustion.py::"
 GUARDIAN = f"{ORPHANS}test_a_killed_guardian_is_replaced_within_seconds"
 SIGNALS = f"{FAULTS}test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token"
 NO_PYTHON = f"{FAULTS}test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two_tries"
@@ -53,7 +54,11 @@ ROWS: dict[int, Row] = {
         f"{FAULTS}test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory_back",
     ),
     6: ("SIGSEGV in mid-load", f"{SUPERVISOR}test_a_death_in_the_first_load_is_told_with_the_last_log_line"),
-    7: ("abort for want of GPU memory", f"{NOT_YET}such a death has words from the log, but no class of its own"),
+    7: (
+        "abort for want of GPU memory",
+        f"{FAULTS}test_chaos_007_a_worker_without_gpu_memory_goes_on_smaller_and_fails_the_second_time",
+        "supervisor/test_restart.py::test_what_metal_says_before_an_abort_is_found_above_the_stacks",
+    ),
     8: ("SIGKILL in prefill", f"{FAULTS}test_chaos_008_a_kill_in_prefill_costs_a_pause_and_no_answer"),
     9: (
         "SIGKILL in mid-stream",
@@ -68,8 +73,8 @@ ROWS: dict[int, Row] = {
     11: ("SIGKILL during an unload", f"{FAULTS}test_chaos_011_a_kill_during_the_unload_is_an_unload"),
     12: (
         "SIGBUS: the model's file was cut",
-        SIGNALS,
-        f"{NOT_YET}as a signal only; a file that changes under a loaded model is not made",
+        f"{FAULTS}test_chaos_012_a_worker_whose_mapped_file_was_cut_dies_of_sigbus_and_is_not_respawned",
+        f"{INTEGRITY}test_chaos_012_a_file_that_was_cut_replaced_or_removed_is_another_one",
     ),
     13: ("exit 0 without a farewell", f"{POOL}test_chaos_013_an_exit_without_a_farewell_is_a_crash_whatever_its_code"),
     14: (
@@ -193,7 +198,12 @@ ROWS: dict[int, Row] = {
         BAD,
         "catalog/test_headers.py::test_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one",
     ),
-    47: ("weights with flipped bits", f"{NOT_YET}no checksums of weights are known, but for the demo model's"),
+    47: (
+        "weights with flipped bits",
+        f"{INTEGRITY}test_chaos_047_a_flipped_bit_is_found_where_the_sha256_is_known",
+        f"{INTEGRITY}test_chaos_047_a_whole_file_is_hashed_once_and_again_when_it_is_another_one",
+        f"{INTEGRITY}test_chaos_047_without_a_known_sha256_it_says_unverified",
+    ),
     48: ("a broken config.json", BAD),
     49: ("impossible sizes in the config", BAD),
     50: ("a million layers", BAD),
@@ -268,9 +278,9 @@ ROWS: dict[int, Row] = {
         f"{POOL}test_running_requests_finish_before_the_unload_and_new_ones_are_refused",
     ),
     69: (
-        "ten thousand requests at once over HTTP",
+        "thousands of requests at once over HTTP",
+        f"{EXHAUSTION}test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once",
         f"{API}test_more_requests_than_max_streams_get_503_and_status_still_answers",
-        f"{NOT_YET}with nine requests, not with ten thousand",
     ),
     70: (
         "gunicorn's sync workers",
@@ -301,12 +311,19 @@ ROWS: dict[int, Row] = {
     ),
     76: ("the disk is full", f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon"),
     77: ("a journal that cannot be read", f"{JOURNAL}test_chaos_077_an_unreadable_journal_is_moved_aside"),
-    78: ("no descriptors left", f"{NOT_YET}a limit on descriptors is not set in any test"),
-    79: ("no processes left", f"{NOT_YET}root, as which these tests may run, has no such limit"),
+    78: (
+        "no descriptors left",
+        f"{EXHAUSTION}test_chaos_078_without_descriptors_connections_and_loads_get_503_until_there_are_some_again",
+    ),
+    79: (
+        "no processes left",
+        f"{EXHAUSTION}test_chaos_079_without_processes_a_load_gets_503_and_the_service_lives",
+        f"{FAULTS}test_chaos_079_a_process_without_a_thread_to_read_it_is_no_worker",
+    ),
     80: (
         "the wall clock jumps",
+        f"{EXHAUSTION}test_chaos_080_a_clock_that_jumps_a_day_ends_nothing_early_or_late",
         f"{JOURNAL}test_a_clock_that_was_set_back_does_not_count_ends_of_the_future",
-        f"{NOT_YET}all else is monotonic, but no test moves the clock",
     ),
     81: (
         "the machine sleeps in mid-stream",
@@ -389,9 +406,8 @@ def test_every_row_is_there_once_and_says_something() -> None:
 @pytest.mark.parametrize("number", ROWS)
 def test_the_tests_of_a_row_exist(number: int) -> None:
     for entry in ROWS[number][1:]:
-        if not entry.startswith(NOT_YET):
-            file, _, name = entry.partition("::")
-            assert name in functions(TESTS / file), entry
+        file, _, name = entry.partition("::")
+        assert name in functions(TESTS / file), entry
 
 
 def test_every_test_with_a_number_is_in_its_row() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pools import StartPool
 
 from forgellm import ModelConfig, Settings, Supervisor
+from invariants import sound_pool
 
 
 @pytest.fixture
@@ -19,6 +20,6 @@ def start_pool(tmp_path: Path) -> Iterator[StartPool]:
         def start(_settings: dict[str, Any] | None = None, /, **models: dict[str, Any]) -> Supervisor:
             configs = {name: ModelConfig(source="echo", options=options) for name, options in models.items()}
             settings = Settings(models=configs, cache_dir=str(tmp_path), **(_settings or {}))
-            return stack.enter_context(Supervisor(settings))
+            return stack.enter_context(sound_pool(Supervisor(settings)))
 
         yield start

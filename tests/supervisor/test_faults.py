@@ -15,11 +15,12 @@ import pytest
 from pools import StartPool, wait_until
 
 from forgellm import Generation, Supervisor
-from forgellm.errors import ForgeLLMError, QueueFull, WorkerDied
+from forgellm.errors import ForgeLLMError, GpuOutOfMemory, ModelChanged, QueueFull, WorkerDied
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor.effects import Died
 from forgellm.supervisor.process import CONTEXT
-from leaks import descriptors, leftovers, threads
+from leaks import children, descriptors, leftovers, threads
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
 
@@ -112,6 +113,85 @@ def test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory
     assert workers(pool)[0].memory.footprint_bytes == 0
     assert pool._crew is not None
     assert pool._crew.pids() == {}
+
+
+METAL = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBuffer…)"
+
+
+def test_chaos_007_a_worker_without_gpu_memory_goes_on_smaller_and_fails_the_second_time(
+    start_pool: StartPool,
+) -> None:
+    """The texts of its requests are whole all the same."""
+    pool = start_pool(
+        {"max_batch": 4}, e={"crash_if_prompt_has": "boom", "print_at_crash": METAL, "tokens_per_s": 90.0}
+    )
+    pool.load("e")
+    watch = pool.watch()
+    generations = [pool.generate("e", f"{n} {TEXT}") for n in range(3)]
+    wait_until(lambda: started(generations))
+    poison = pool.generate("e", "boom")
+    wait_until(lambda: workers(pool)[0].restarts == 1)
+    assert METAL in workers(pool)[0].reason
+    assert "half the batch" in workers(pool)[0].reason
+    assert [generation.result().text for generation in generations] == [f"{n} {TEXT}" for n in range(3)]
+    with pytest.raises(ForgeLLMError):
+        poison.result()
+    with watch:
+        assert [each.cause for each in watch.take(1) if isinstance(each, Died)] == ["gpu_oom"] * 2
+    with pytest.raises(GpuOutOfMemory, match="Insufficient Memory"):
+        pool.generate("e", "boom").result()
+    found = pool.status().model("e")
+    assert found is not None
+    assert (found.state, found.error_code) == (WorkerState.FAILED, "gpu_oom")
+    pool.load("e")
+    assert_sound(pool)
+
+
+def test_chaos_012_a_worker_whose_mapped_file_was_cut_dies_of_sigbus_and_is_not_respawned(
+    start_pool: StartPool, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.gguf"
+    weights.write_bytes(b"w" * 64_000)
+    pool = start_pool(e={"map_file": str(weights), "tokens_per_s": 90.0})
+    pool.load("e")
+    os.kill(pid(pool), signal.SIGBUS)
+    wait_until(lambda: workers(pool)[0].restarts == 1 and all_ready(pool))
+    generation = pool.generate("e", TEXT)
+    wait_until(lambda: started([generation]))
+    watch = pool.watch()
+    os.truncate(weights, 100)
+    with pytest.raises(ModelChanged, match=r"weights.gguf was changed"):
+        generation.result()
+    with watch:
+        assert "SIGBUS" in next(each.reason for each in watch.take(1) if isinstance(each, Died))
+    lives = [worker.life for worker in workers(pool)]
+    assert (pool.status().models[0].state, pool.status().models[0].error_code) == (WorkerState.FAILED, "model_changed")
+    with pytest.raises(ModelChanged):
+        pool.generate("e", "again").result()
+    assert [worker.life for worker in workers(pool)] == lives
+    pool.load("e")
+    assert_sound(pool)
+
+
+def test_chaos_079_a_process_without_a_thread_to_read_it_is_no_worker(
+    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system gave the one and not the other: the load fails, and the process does not stay."""
+    pool = start_pool({"spare": False}, e={})
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("reader-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(WorkerDied, match="no process could be started"):
+            pool.load("e")
+    assert not [child for child in children() if "spawn_main" in child]
+    pool.load("e")
+    assert_sound(pool)
 
 
 def test_chaos_008_a_kill_in_prefill_costs_a_pause_and_no_answer(start_pool: StartPool) -> None:

@@ -4,7 +4,10 @@ The settings are measured ones: see docs/decisions. The one thing waitress lacks
 that send a request, or take an answer, too slowly.
 """
 
+import contextlib
 import errno
+import math
+import os
 import resource
 import socket
 import threading
@@ -30,9 +33,15 @@ QUICK_THREADS = 16  # beyond those that streams may hold: status and health alwa
 HEADER_TIMEOUT_S = 10.0
 MIN_BODY_BYTES_PER_S = 10_000
 SLOW_CONSUMER_TIMEOUT_S = 30.0
+ACCEPT_PAUSE_S = 0.1
 CONNECTIONS = 4096
 FILES_PER_CONNECTION_ROOM = 256  # file descriptors left for workers, logs and the rest
 
+_REFUSAL = b'{"success": false, "error": "too many connections: no file descriptor is left", "code": "unavailable"}'
+_NO_DESCRIPTOR = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_REFUSAL), _REFUSAL)
+)
 _WORDS = {400: "invalid_request", 413: "payload_too_large", 431: "invalid_request"}
 
 
@@ -146,6 +155,16 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     error_task_class = _JsonErrorTask
     incoming_since = 0.0
+    _active_at = 0.0
+
+    @property
+    def last_activity(self) -> float:
+        """Monotonic, whatever waitress sets it to: the wall's clock may be moved."""
+        return self._active_at
+
+    @last_activity.setter
+    def last_activity(self, _wall: float) -> None:
+        self._active_at = time.monotonic()
 
     def received(self, data: bytes) -> Any:
         if self.request is None:
@@ -159,10 +178,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             allowed = HEADER_TIMEOUT_S + incoming.body_bytes_received / MIN_BODY_BYTES_PER_S
             if now - self.incoming_since > allowed:
                 return True
-        if self.total_outbufs_len == 0:
-            return False
-        idle_s: float = time.time() - self.last_activity  # waitress's clock is the wall's
-        return idle_s > SLOW_CONSUMER_TIMEOUT_S
+        return bool(self.total_outbufs_len) and now - self.last_activity > SLOW_CONSUMER_TIMEOUT_S
 
 
 class _Server(TcpWSGIServer):  # type: ignore[misc]
@@ -174,13 +190,58 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         assert sock is not None  # noqa: S101 - for mypy: start() has bound it
         self.flask_app = app  # waitress wraps what it calls `application`
         info = (sock.family, sock.type, sock.proto, sock.getsockname())
+        self.next_channel_cleanup = math.inf  # waitress never does it by its clock: readable() does, by ours
+        self._next_cleanup = self._deaf_until = 0.0
+        self._last_resort: int | None = os.open(os.devnull, os.O_RDONLY)
         super().__init__(app, {}, True, sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False, sockinfo=info)
+
+    def readable(self) -> bool:
+        """Whether to look for new connections; called at each turn of the loop."""
+        now = time.monotonic()
+        if now >= self._next_cleanup:
+            self._next_cleanup = now + self.adj.cleanup_interval
+            self.maintenance(now)
+        return now >= self._deaf_until and bool(super().readable())
+
+    def accept(self) -> tuple[socket.socket, Any] | None:
+        """A connection. Without a descriptor for it, its client is told so and sent away, and this says None."""
+        try:
+            found: tuple[socket.socket, Any] | None = super().accept()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            self._turn_away()
+            return None
+        return found
+
+    def _turn_away(self) -> None:
+        """One descriptor is kept for this. Should somebody else have got it meanwhile, a pause: the loop would spin."""
+        if self._last_resort is not None:
+            os.close(self._last_resort)
+        try:
+            sock, _ = self.socket.accept()
+            with sock:
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(1 << 16)  # what is unread at the end would make it a reset
+                sock.send(_NO_DESCRIPTOR)
+        except OSError:
+            self._deaf_until = time.monotonic() + ACCEPT_PAUSE_S
+        try:
+            self._last_resort = os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            self._last_resort = None
+
+    def close(self) -> None:
+        if self._last_resort is not None:
+            os.close(self._last_resort)
+            self._last_resort = None
+        super().close()
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
-        monotonic = time.monotonic()
         for channel in list(self.active_channels.values()):
-            if channel.is_too_slow(monotonic):
+            if channel.is_too_slow(now):
                 channel.will_close = True
                 channel.handle_close()  # at once: a socket that takes no bytes is never reported as writable
 
