@@ -16,7 +16,7 @@ MODEL = "smollm2"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
+    "properties": {"city": {"type": "string", "maxLength": 8}, "big": {"type": "boolean"}},
     "required": ["city", "big"],
     "additionalProperties": False,
 }
@@ -24,10 +24,9 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "weather",
-        "description": "The weather of a city",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Lyon"]}},
+            "properties": {"city": {"const": "Paris"}},
             "required": ["city"],
             "additionalProperties": False,
         },
@@ -48,14 +47,14 @@ def in_flight(demo_daemon: Daemon, model: str) -> int:
 
 
 def test_chat(client):
-    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=12)
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=8)
     assert "Paris" in answer.choices[0].message.content
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.system_fingerprint
 
 
 def test_a_stream_says_the_same_and_counts_it(client):
-    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8}
     whole = client.chat.completions.create(**asked)
     chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -65,11 +64,10 @@ def test_a_stream_says_the_same_and_counts_it(client):
 
 
 def test_each_of_several_choices_can_be_asked_for_alone(client):
-    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 1.5, "max_tokens": 8}
+    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 1.5, "max_tokens": 5}
     texts = [choice.message.content for choice in client.chat.completions.create(**asked, seed=40, n=4).choices]
     assert len(set(texts)) == 4
-    alone = [client.chat.completions.create(**asked, seed=40 + i).choices[0].message.content for i in (0, 3)]
-    assert alone == [texts[0], texts[3]]
+    assert client.chat.completions.create(**asked, seed=43).choices[0].message.content == texts[3]
 
 
 def test_log_probabilities_whole_and_streamed(client):
@@ -97,7 +95,7 @@ def test_a_logit_bias_forces_a_token(client):
 def test_a_schema_is_kept(client):
     schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     answer = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, temperature=1.5, seed=1, max_tokens=60, response_format=schema
+        model=MODEL, messages=QUESTION, temperature=1.5, seed=1, max_tokens=40, response_format=schema
     ).choices[0]
     assert answer.finish_reason == "stop"
     value = json.loads(answer.message.content)
@@ -151,9 +149,9 @@ def test_completions_echo_and_stop(client):
 
 def test_responses_whole_and_streamed(client):
     asked: Any = {"model": MODEL, "input": "What is the capital of France?", "temperature": 0}
-    whole = client.responses.create(**asked, max_output_tokens=12)
+    whole = client.responses.create(**asked, max_output_tokens=8)
     assert "Paris" in whole.output_text
-    with client.responses.stream(**asked, max_output_tokens=12) as stream:
+    with client.responses.stream(**asked, max_output_tokens=8) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         final = stream.get_final_response()
     assert text == final.output_text == whole.output_text
