@@ -42,9 +42,12 @@ def test_refused_fields_are_not_offered_and_unknown_ones_are_forbidden():
     assert chat["properties"]["store"]["anyOf"][0]["const"] is False
 
 
-def test_a_stream_is_described_as_one_event():
+def test_a_stream_is_described_as_one_event_whose_data_is_a_chunk_or_an_error():
     content = DOCUMENT["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
-    assert content["text/event-stream"]["schema"] == {"$ref": "#/components/schemas/ChatChunk"}
+    data = content["text/event-stream"]["schema"]["properties"]["data"]["contentSchema"]
+    names = [each["$ref"].rpartition("/")[2] for each in data["anyOf"]]
+    assert names[0] == "ChatChunk"
+    assert "Error" in names[1]
 
 
 def test_a_stream_is_described_under_each_type_it_may_come_as():

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Flask, Response
 
+from forgellm.api import sse
 from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.schemas import Body, params_of
 
@@ -96,12 +97,21 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return outside | {"anyOf": [*(each for each in options if each != {"type": "null"}), {"type": "null"}]}
 
 
+def _streamed(media_type: str, line: dict[str, Any]) -> dict[str, Any]:
+    """One line of a stream, or one server-sent event around it. No contentMediaType: the last data may be "[DONE]"."""
+    if media_type != sse.MIMETYPE:
+        return line
+    data = {"type": "string", "contentSchema": line}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+
+
 def _operation(dialect: Dialect, operation: Operation, refs: Mapping[type, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "application/json": {"schema": refs.get(operation.answer or type(None), {"type": "object"})}
     }
     if operation.event is not None:
-        content |= {name: {"schema": refs[operation.event]} for name in operation.stream_types}
+        line = {"anyOf": [refs[operation.event], refs[dialect.error]]}  # an error after the first byte is a line, too
+        content |= {name: {"schema": _streamed(name, line)} for name in operation.stream_types}
     responses = {"200": {"description": "The answer.", "content": content}}
     statuses = {*ANY_ROUTE, *operation.statuses, *(WITH_BODY if operation.body else ())}
     for status in sorted(statuses):
