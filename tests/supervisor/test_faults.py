@@ -77,8 +77,8 @@ def interpreter(tmp_path: Path) -> Iterator[Path]:
 def test_chaos_001_a_worker_killed_before_its_first_word_is_tried_once_more(start_pool: StartPool) -> None:
     pool = start_pool({"spare": False}, e={})
     pool.load("e", wait=False)
-    assert pool._crew is not None
-    (first,) = pool._crew.pids().values()
+    assert pool._loop.crew is not None
+    (first,) = pool._loop.crew.pids().values()
     os.kill(first, signal.SIGKILL)
     assert pool.load("e", timeout_s=20).model == "e"
     assert pid(pool) != first
@@ -98,8 +98,8 @@ def test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two
         pool.load("e", timeout_s=20)
     assert time.monotonic() - began < 10
     assert workers(pool)[0].life == 2
-    assert pool._crew is not None
-    assert pool._crew.pids() == {}
+    assert pool._loop.crew is not None
+    assert pool._loop.crew.pids() == {}
 
 
 def test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory_back(start_pool: StartPool) -> None:
@@ -111,8 +111,8 @@ def test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory
     with pytest.raises(WorkerDied):
         waiting.result()
     assert workers(pool)[0].memory.footprint_bytes == 0
-    assert pool._crew is not None
-    assert pool._crew.pids() == {}
+    assert pool._loop.crew is not None
+    assert pool._loop.crew.pids() == {}
 
 
 METAL = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBuffer…)"

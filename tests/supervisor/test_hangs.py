@@ -191,8 +191,8 @@ def test_chaos_036_a_stalled_reader_holds_its_worker_back_and_kills_nobody(
     generation = pool.generate("e", words, max_tokens=100_000)
     next(generation)
     go_on.clear()
-    assert pool._crew is not None
-    pulse = pool._crew._processes[worker(pool).life].pulse
+    assert pool._loop.crew is not None
+    pulse = pool._loop.crew._processes[worker(pool).life].pulse
     threading.Event().wait(1.0)
     beats, steps = pulse()
     threading.Event().wait(4.0)
@@ -218,7 +218,7 @@ def test_chaos_081_a_machine_that_slept_kills_nobody(start_pool: StartPool) -> N
 
     stop(pool, signal.SIGSTOP)
     threading.Event().wait(1.2)  # the supervisor has seen the counters as they are from now on
-    pool._post(sleep)  # type: ignore[arg-type]
+    pool._loop.post(sleep)  # type: ignore[arg-type]
     threading.Event().wait(6.0)
     wakes.set()
     threading.Event().wait(LIMIT_S / 4)

@@ -340,8 +340,8 @@ class Watcher:
     """Waits for a worker's sentinel and for nothing else: the fastest that a death can be noticed."""
 
     def __init__(self, pool: Supervisor, life: int) -> None:
-        assert pool._crew is not None
-        self._sentinel = os.dup(pool._crew._processes[life]._process.sentinel)
+        assert pool._loop.crew is not None
+        self._sentinel = os.dup(pool._loop.crew._processes[life]._process.sentinel)
         self._died_at = 0.0
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -358,7 +358,7 @@ class Watcher:
 
 def workers_of(pool: Supervisor) -> list[int]:
     """Pids of all worker processes, the spare included."""
-    return list(pool._crew.pids().values()) if pool._crew else []
+    return list(pool._loop.crew.pids().values()) if pool._loop.crew else []
 
 
 def held() -> tuple[int, int, int]:

@@ -23,8 +23,8 @@ from forgellm.config import Settings
 from forgellm.control.unix import PATH_LIMIT_BYTES
 from forgellm.errors import ForgeLLMError
 from forgellm.supervisor.budget import size
+from forgellm.supervisor.loop import self_test_once
 from forgellm.supervisor.memory import automatic_budget_bytes
-from forgellm.supervisor.supervisor import self_test_once
 
 MLX_TIMEOUT_S = 120.0
 WANTED_FILES = 4096  # descriptors: a connection each, and the workers' pipes

@@ -1,16 +1,12 @@
-"""The supervisor: one thread that waits for news, asks the pool, and carries out its effects. Decides nothing itself.
+"""What a pool of workers can be asked for, from Python: each verb, and what it waits for.
 
-The public methods may be called from any thread; they post to the thread's inbox and wait, with a deadline, for the
-answer. Must not import mlx, flask, or anything that does.
+The public methods may be called from any thread; they post to the supervisor's thread (loop.py) and wait, with a
+deadline, for its answer (deliveries.py). Must not decide anything, nor import mlx, flask, or anything that does.
 """
 
 import atexit
-import logging
-import queue
 import threading
-import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,44 +20,25 @@ from forgellm.errors import (
     ModelLoading,
     ModelUnloading,
     ShuttingDown,
-    StartupError,
 )
-from forgellm.messages import Event, Prefill, Request, Timeouts
-from forgellm.supervisor import narrator
+from forgellm.messages import Request, Timeouts
 from forgellm.supervisor.asking import GenerateOptions, embedding_request, python_request, seeded
-from forgellm.supervisor.channel import self_test
 from forgellm.supervisor.counts import Counts
-from forgellm.supervisor.crew import REAP_S, Crew
+from forgellm.supervisor.deliveries import Deliveries
 from forgellm.supervisor.drains import GRACE_S
-from forgellm.supervisor.effects import Deliver, Drained, Effect, Loaded, Orders, Send, Signal, Spawn, Unloaded
+from forgellm.supervisor.effects import Deliver, Drained, Effect, Loaded, Orders, Unloaded
 from forgellm.supervisor.embeddings import Embeddings
 from forgellm.supervisor.generation import Generation
-from forgellm.supervisor.memory import (
-    INTERVAL_S,
-    TIGHT_INTERVAL_S,
-    OomWatch,
-    Sampler,
-    automatic_budget_bytes,
-    footprints,
-)
+from forgellm.supervisor.loop import START_DEADLINE_S, Loop
+from forgellm.supervisor.memory import automatic_budget_bytes, footprints
 from forgellm.supervisor.orders import LoadOptions, demanded, load_order, reload_orders
 from forgellm.supervisor.pool import Pool
-from forgellm.supervisor.process import CONTEXT, Lost, log_stem
+from forgellm.supervisor.process import log_stem
 from forgellm.supervisor.reload import ReloadPlan, effective
 from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 from forgellm.supervisor.tally import Ended, Tally
-from forgellm.supervisor.tickets import Ticket, TicketScope
 from forgellm.supervisor.watch import Watch, Watches
-
-log = logging.getLogger("forgellm.supervisor")
-
-START_DEADLINE_S = 60.0
-BATCH = 256
-NOT_STARTED = 1  # the exit code of a worker that could not even be started
-
-Call = Callable[[float], Iterable[Effect]]
-Item = Call | tuple[int, Event | Lost]
 
 
 class Supervisor:
@@ -74,46 +51,25 @@ class Supervisor:
         self._reloading = threading.Lock()
         self._budget_bytes = self.settings.memory_budget_bytes or automatic_budget_bytes()
         self._pool = Pool(self.settings, self._budget_bytes, log_stem(self.settings.log_path))
-        self._sample_s = INTERVAL_S
-        self._oom = OomWatch()
-        self._status = self._pool.status()
+        self._deliveries = Deliveries()
         self._tally = Tally(_span_recorder(self.settings))
         self._watches = Watches()
         self.downloads = catalog.Downloads(self._loaded_from)
-        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
-        self._crew: Crew | None = None
-        self._thread: threading.Thread | None = None
-        self._is_running = threading.Event()
-        self._has_ended = False
-        self._startup_error: BaseException | None = None
+        self._loop = Loop(self.settings, self._pool, self._deliveries, tally=self._tally, watches=self._watches)
 
     # Its own life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Test the channel, start the guardian and the spare. Raises StartupError (ChannelUnsafe …) if it cannot."""
-        if self._thread is not None:
-            raise StartupError("this Supervisor was started before; make a new one")
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._thread.start()
         atexit.register(self.stop)
-        self._is_running.wait(START_DEADLINE_S)
-        if self._startup_error is not None:
-            self._thread.join(START_DEADLINE_S)
-            raise self._startup_error
+        self._loop.start()
         return self
 
     def stop(self, *, timeout_s: float = 30.0) -> None:
         """Abort what runs, unload everything, end every process; SIGKILL whatever is left after `timeout_s`."""
         atexit.unregister(self.stop)
         self.downloads.close()
-        if self._thread is None or not self._thread.is_alive():
-            return
-        self._post(self._pool.stop)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive() and self._crew:
-            self._crew.kill_all()
-            self._thread.join(5.0)
+        self._loop.stop(timeout_s)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -138,8 +94,8 @@ class Supervisor:
         load goes on."""
         order = load_order(self.settings, self._budget_bytes, model, options)
         source = order.source
-        with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: self._pool.load(order, ticket_id, now))
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: self._pool.load(order, ticket_id, now))
             begun = Loaded(
                 model=source.name, adapter_path=source.adapter_path, loading_time_s=None, already_loaded=False
             )
@@ -157,8 +113,8 @@ class Supervisor:
 
         Raises ModelNotFound, ModelError … as load() does."""
         order = load_order(self.settings, self._budget_bytes, model, options)
-        with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
             outcome = ticket.wait(START_DEADLINE_S)
         if not isinstance(outcome, LoadPlan):
             raise ShuttingDown("the supervisor does not answer")
@@ -170,14 +126,14 @@ class Supervisor:
         Running requests finish first, for at most drain_timeout_s, unless `force`. Raises ModelUnloading if
         `timeout_s` passes first, while the unload goes on."""
         name = self._real_name(model)
-        measured = footprints(self._crew.pids()) if self._crew else {}
-        with self._ticket() as (ticket_id, ticket):
+        measured = footprints(self._loop.crew.pids()) if self._loop.crew else {}
+        with self._deliveries.ticket() as (ticket_id, ticket):
 
             def unload(now: float) -> list[Effect]:
                 measure = self._pool.memory(measured, now)
                 return [*measure, *self._pool.unload(name, ticket_id, now, force=force)]
 
-            self._post(unload)
+            self._loop.post(unload)
             outcome = ticket.wait(timeout_s)
         if not isinstance(outcome, Unloaded):
             raise ModelUnloading(f"{model} is not unloaded after {timeout_s:g} s; it goes on", retry_after_s=2.0)
@@ -189,8 +145,8 @@ class Supervisor:
         What is not finished after `timeout_s` (None: drain_timeout_s) is aborted. Raises ModelNotLoaded."""
         limit_s = self.settings.drain_timeout_s if timeout_s is None else timeout_s
         name = self._real_name(model)
-        with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: self._pool.drain(name, ticket_id, limit_s, now))
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: self._pool.drain(name, ticket_id, limit_s, now))
             outcome = ticket.wait(limit_s + GRACE_S + START_DEADLINE_S)
         if not isinstance(outcome, Drained):
             raise ShuttingDown("the supervisor does not answer")
@@ -199,7 +155,7 @@ class Supervisor:
     def resume(self, model: str | None = None) -> None:
         """Undo drain(), for a model or (None) for all."""
         name = self._real_name(model)
-        self._post(lambda now: self._pool.resume(name, now))
+        self._loop.post(lambda now: self._pool.resume(name, now))
 
     def reload(self, settings: Settings | None = None, *, dry_run: bool = False) -> ReloadPlan:
         """Go by other settings (None: read again where they came from), and return what that does; see ReloadPlan.
@@ -208,9 +164,9 @@ class Supervisor:
         then nothing has changed."""
         if settings is None and self._reread is None:
             raise ConfigError("these settings came from no file, so they cannot be read again")
-        with self._reloading, self._ticket() as (ticket_id, ticket):
+        with self._reloading, self._deliveries.ticket() as (ticket_id, ticket):
             wanted = settings if settings is not None else self._reread() if self._reread else self.settings
-            self._post(lambda now: [Deliver(ticket_id, self._pool.orders())])
+            self._loop.post(lambda now: [Deliver(ticket_id, self._pool.orders())])
             answer = ticket.wait(START_DEADLINE_S)
             if not isinstance(answer, Orders):
                 raise ShuttingDown("the supervisor does not answer")
@@ -220,7 +176,7 @@ class Supervisor:
             self.settings = found = effective(self.settings, wanted)
             self._budget_bytes = budget_bytes = found.memory_budget_bytes or automatic_budget_bytes()
             stale = (*plan.changed, *plan.removed)
-            self._post(
+            self._loop.post(
                 lambda now: self._pool.reload(found, budget_bytes, orders, now, stale=stale, removed=plan.unloaded)
             )
         for name in plan.loaded:
@@ -229,14 +185,14 @@ class Supervisor:
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of the last change. Never blocks."""
-        return self._status
+        return self._loop.status
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         """What happened since the start, in numbers. The supervisor's thread answers, so an answer shows that it lives.
 
         Raises ShuttingDown if it has ended or does not answer in time."""
-        with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: [Deliver(ticket_id, self._tally.counts(now))])
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: [Deliver(ticket_id, self._tally.counts(now))])
             outcome = ticket.wait(timeout_s)
         if not isinstance(outcome, Counts):
             raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
@@ -262,7 +218,8 @@ class Supervisor:
 
     def _loaded_from(self, folder: Path) -> str | None:
         """The model here whose files are below `folder`, if any."""
-        inside = (each.name for each in self._status.models if each.path and Path(each.path).is_relative_to(folder))
+        models = self._loop.status.models
+        inside = (each.name for each in models if each.path and Path(each.path).is_relative_to(folder))
         return next(inside, None)
 
     # Requests --------------------------------------------------------------------------------------------------------
@@ -275,10 +232,10 @@ class Supervisor:
         request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
         name = self.settings.model_name(request.model)
-        is_there = self._status.model(name) is not None
+        is_there = self._loop.status.model(name) is not None
         missing = _just_gone(name) if is_there else demanded(self.settings, self._budget_bytes, name)
-        self._readers[request.request_id] = weakref.ref(generation)
-        self._post(lambda now: self._submit(replace(request, model=name), missing, now))
+        self._deliveries.expect(request.request_id, generation)
+        self._loop.post(lambda now: self._submit(replace(request, model=name), missing, now))
         return generation
 
     def generate(
@@ -307,151 +264,20 @@ class Supervisor:
 
     def abort(self, request_id: str) -> None:
         """End a request early; unknown or ended ones are ignored."""
-        self._post(lambda now: self._pool.abort(request_id, now))
+        self._loop.post(lambda now: self._pool.abort(request_id, now))
 
     def _submit(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> list[Effect]:
         self._tally.asked(request, now)
         return self._pool.submit(request, missing, now)
 
-    # The thread ------------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        sampler: Sampler | None = None
-        try:
-            self_test_once()
-            self._crew = Crew(self.settings, on_event=lambda life, event: self._inbox.put((life, event)))
-            sampler = Sampler(
-                self._crew.pids,
-                report=lambda sizes: self._post(lambda now: self._measured(sizes, now)),
-                interval_s=lambda: self._sample_s,
-            )
-            self._carry_out(self._pool.tick(time.monotonic()))
-            self._is_running.set()
-            while not self._pool.is_stopped:
-                self._turn(self._crew)
-        except BaseException as error:  # the thread's outermost edge: everybody who waits must hear of it
-            log.exception("the supervisor's thread has failed")
-            self._startup_error = error
-        finally:
-            self._has_ended = True
-            if sampler:
-                sampler.close()
-            if self._crew:
-                self._crew.kill_all()
-                self._crew.close()
-            self._fail_readers()
-            self._watches.end()
-            self._is_running.set()
-
-    def _turn(self, crew: Crew) -> None:
-        """Wait for news or the next deadline; ask the pool; act."""
-        now = time.monotonic()
-        wake_at = min(self._pool.deadline(), crew.next_check())
-        try:
-            item = self._inbox.get(timeout=max(wake_at - now, REAP_S))
-            for _ in range(BATCH):  # bounded: a flood of news must not hold off deadlines and deaths
-                self._handle(crew, item, time.monotonic())
-                item = self._inbox.get_nowait()
-            self._handle(crew, item, time.monotonic())
-        except queue.Empty:
-            pass
-        now = time.monotonic()
-        if now >= crew.next_check():
-            for end in crew.reap(now):
-                words = self._oom.explain(end.exit_code) or end.words
-                self._carry_out(self._pool.exited(end.life, end.exit_code, words, now, cause=end.cause))
-            if pulses := crew.pulses():
-                self._carry_out(self._pool.pulse(pulses, now))
-        if now >= self._pool.deadline():
-            self._carry_out(self._pool.tick(now))
-
-    def _handle(self, crew: Crew, item: Item, now: float) -> None:
-        if not isinstance(item, tuple):
-            self._carry_out(item(now))
-        elif isinstance(item[1], Lost):
-            crew.lost(item[0], item[1], now)
-        else:
-            self._carry_out(self._pool.receive(item[0], item[1], now), is_step=isinstance(item[1], tuple))
-
-    def _carry_out(self, effects: Iterable[Effect], *, is_step: bool = False) -> None:
-        """Show the new picture first, so that whoever is told something finds it there."""
-        effects = list(effects)
-        if not is_step or any(not isinstance(e, Deliver) or _is_last(e) for e in effects):
-            self._status = self._pool.status()
-            narrator.tell(effects)
-            self._watches.take(effects)
-        self._tally.take(effects, time.monotonic())
-        for effect in effects:
-            match effect:
-                case Deliver(to, news):
-                    self._deliver(to, news)
-                case Send(life, command):
-                    self._the_crew.send(life, command)
-                case Signal(life, number):
-                    self._the_crew.signal(life, number)
-                case Spawn(life, engine):
-                    self._spawn(life, engine)
-
-    @property
-    def _the_crew(self) -> Crew:
-        if self._crew is None:
-            raise StartupError("the supervisor is not running")
-        return self._crew
-
-    def _spawn(self, life: int, engine: Any) -> None:
-        try:
-            self._the_crew.spawn(life, engine)
-        except OSError as error:
-            words = f"no process could be started: {error}"
-            self._post(lambda now: self._pool.exited(life, NOT_STARTED, words, now))
-
-    def _measured(self, sizes: dict[int, int], now: float) -> list[Effect]:
-        effects = self._pool.memory(sizes, now)
-        self._sample_s = TIGHT_INTERVAL_S if self._pool.is_memory_tight else INTERVAL_S
-        return effects
-
-    # Answers ---------------------------------------------------------------------------------------------------------
-
-    def _deliver(self, to: str, news: Any) -> None:
-        reader = self._readers.get(to, lambda: None)()
-        is_end = not isinstance(news, tuple | Prefill) or (isinstance(news, tuple) and news[4] is not None)
-        if is_end:
-            self._readers.pop(to, None)
-        if isinstance(reader, Ticket):
-            reader.put(news)
-        elif isinstance(reader, Generation):
-            if isinstance(news, tuple):
-                reader.put(news)
-            elif isinstance(news, Prefill):
-                reader.prefill = (news.done, news.total)
-            else:
-                reader.fail(news)
-
     def _settled(self, news: Loaded) -> None:
         """Return once all that was posted before has been carried out, and shows in status()."""
-        with self._ticket() as (ticket_id, ticket):
-            self._post(lambda now: [Deliver(ticket_id, news)])
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: [Deliver(ticket_id, news)])
             ticket.wait(START_DEADLINE_S)
 
     def _real_name(self, model: str | None) -> str | None:
         return None if model is None else self.settings.model_name(model)
-
-    def _ticket(self) -> TicketScope:
-        return TicketScope(self._readers)
-
-    def _post(self, item: Item) -> None:
-        self._inbox.put(item)
-        if self._thread is None or self._has_ended:
-            self._fail_readers()
-
-    def _fail_readers(self) -> None:
-        """Nobody will answer any more: say so to all who wait."""
-        for to in list(self._readers):
-            self._deliver(to, ShuttingDown("the supervisor is not running"))
-
-
-def _is_last(effect: Deliver) -> bool:
-    return not isinstance(effect.news, tuple) or effect.news[4] is not None
 
 
 def _just_gone(name: str) -> ModelUnloading:
@@ -465,16 +291,3 @@ def _span_recorder(settings: Settings) -> Callable[[Ended], None] | None:
     from forgellm.supervisor.spans import exporting_recorder  # noqa: PLC0415 - an extra that few have
 
     return exporting_recorder()
-
-
-_tested = threading.Lock()
-_test_result_s: float | None = None
-
-
-def self_test_once() -> float:
-    """channel.self_test(), once per process. Raises ChannelUnsafe."""
-    global _test_result_s  # noqa: PLW0603 - one fact about this interpreter
-    with _tested:
-        if _test_result_s is None:
-            _test_result_s = self_test(CONTEXT)
-        return _test_result_s

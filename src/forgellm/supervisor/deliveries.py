@@ -1,0 +1,49 @@
+"""Who waits for news of a request, a load or an unload, and gets it, on whichever thread they wait.
+
+Must not decide what the news is, nor keep alive who no longer wants it: a Generation is known by a weak reference.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from forgellm.errors import ShuttingDown
+from forgellm.messages import Prefill
+from forgellm.supervisor.generation import Generation
+from forgellm.supervisor.tickets import Ticket, TicketScope
+
+
+class Deliveries:
+    """Those who wait, by the id of their request or ticket. They come on any thread; news comes on the supervisor's."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
+
+    def ticket(self) -> TicketScope:
+        """A new ticket, known while its `with` block lasts."""
+        return TicketScope(self._readers)
+
+    def expect(self, request_id: str, generation: Generation) -> None:
+        """News of this request goes to this Generation, up to its end."""
+        self._readers[request_id] = weakref.ref(generation)
+
+    def deliver(self, to: str, news: Any) -> None:
+        """Hand over a piece of news; nobody may be there for it any more."""
+        reader = self._readers.get(to, lambda: None)()
+        is_end = not isinstance(news, tuple | Prefill) or (isinstance(news, tuple) and news[4] is not None)
+        if is_end:
+            self._readers.pop(to, None)
+        if isinstance(reader, Ticket):
+            reader.put(news)
+        elif isinstance(reader, Generation):
+            if isinstance(news, tuple):
+                reader.put(news)
+            elif isinstance(news, Prefill):
+                reader.prefill = (news.done, news.total)
+            else:
+                reader.fail(news)
+
+    def fail_all(self) -> None:
+        """Nobody will answer any more: say so to all who wait."""
+        for to in list(self._readers):
+            self.deliver(to, ShuttingDown("the supervisor is not running"))
