@@ -9,7 +9,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from test_pool_machine import EXAMPLES, MAX_QUEUE, PICK, CheckedWorld, PoolMachine
 
 from forgellm.messages import EngineOptions, ModelSource
-from forgellm.states import HAS_PROCESS, WorkerState
+from forgellm.states import HAS_PROCESS, IS_LOADED, WorkerState
 from forgellm.supervisor.slots import LoadOrder
 
 BUDGET = 100
@@ -81,6 +81,19 @@ class MemoryMachine(PoolMachine):
         self.allowed = max(budget, self.allowed)
         assert sum(live) <= self.allowed
         self.allowed = max(budget, sum(live))
+
+    @invariant()
+    def what_is_reserved_is_what_workers_have_or_were_promised(self) -> None:
+        """A tenth more while they load, and what they are charged for if that is more."""
+        status, spare = self.world.pool.status(), self.world.pool._life.spare
+        found = spare.footprint_bytes if spare else 0
+        for model in status.models:
+            size = SIZES[model.name]
+            for worker in model.workers:
+                if worker.state in HOLDS_MEMORY | {WorkerState.WAITING}:
+                    is_loaded = worker.state in IS_LOADED | {WorkerState.STOPPING}
+                    found += max(size if is_loaded else size + size // 10, worker.memory.footprint_bytes)
+        assert status.reserved_bytes == found
 
     @invariant()
     def only_who_is_wanted_or_died_waits_for_memory(self) -> None:
