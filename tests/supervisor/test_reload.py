@@ -139,6 +139,18 @@ def test_a_removed_model_finishes_what_it_has_and_goes() -> None:
     assert world.pool.status().models == ()
 
 
+def test_a_removed_model_goes_in_the_tick_that_ends_its_last_request() -> None:
+    """Or the supervisor's loop would be woken at once for it."""
+    world = World()
+    world.load()
+    waiting = world.ask(queue_s=20.0)
+    reload(world, removed=("m",), hello_timeout_s=100)
+    world.wait(20)
+    assert world.news(waiting).code == "queue_timeout"
+    assert world.worker().state is S.STOPPING
+    assert world.pool.deadline() > world.now
+
+
 def test_a_removed_model_that_is_loaded_again_stays() -> None:
     world = World()
     world.loaded()

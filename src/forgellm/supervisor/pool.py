@@ -236,14 +236,15 @@ class Pool:
                     if model.is_put_away and slot.state is _S.DRAINING:
                         self._requests.move_away(slot)
                     self._life.overdue(slot, model.order, now)
+        self._requests.expire(now)
+        self._drains.tick(now)
+        for model in list(self._models.values()):  # after the ends of requests: the last one may have ended now
             if now >= _idle_deadline(model):
                 if model.is_retired:
                     self._drains.forget(model.name)
                     self._loads.stop(model, now, "it is no longer in the settings", force=False)
                 else:
                     self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
-        self._requests.expire(now)
-        self._drains.tick(now)
         self._life.tick_spares(now)
         self._loads.admit(now)
         self._loads.ensure_spare(now)
