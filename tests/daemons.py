@@ -57,7 +57,8 @@ def daemon(
     config = folder / "forgellm.toml"
     config.write_text(toml, "utf-8")
     command = start or [sys.executable, "-m", "forgellm.daemon"]
-    env = {**os.environ, "FORGELLM_LOG_DIR": str(folder / "logs"), "FORGELLM_STATE_DIR": str(folder / "state")}
+    own = {"LOG_DIR": "logs", "STATE_DIR": "state", "KEYS_FILE": "keys.json"}
+    env = {**os.environ, **{f"FORGELLM_{name}": str(folder / place) for name, place in own.items()}}
     if not share_cache:
         env["FORGELLM_CACHE_DIR"] = str(folder)
     with (folder / "daemon.log").open("wb") as log:

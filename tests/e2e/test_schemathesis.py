@@ -44,10 +44,10 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_key(folder: Path) -> str:
-    """A key for everything, in the keys file of a daemon whose cache folder is `folder`."""
+    """A key for everything, in the keys file of the daemon of `folder`."""
     scopes = [part for scope in ("infer", "manage", "metrics") for part in ("--scope", scope)]
     command = [sys.executable, "-m", "forgellm.cli", "keys", "create", "--json", *scopes]
-    env = {**os.environ, "FORGELLM_CACHE_DIR": str(folder)}
+    env = {**os.environ, "FORGELLM_KEYS_FILE": str(folder / "keys.json")}
     run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=env)
     return str(json.loads(run.stdout)["key"])
 
