@@ -30,8 +30,14 @@ lint: install  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## everything: lint, then all tests with coverage, real MLX included (minutes)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+# The machines, which try the pool with thousands of examples, are left to the lanes: a tracer would double their time.
+test: lint  ## everything: lint, all tests in two lanes, and that the pool's decisions are covered (minutes)
+	$(BIN)/python tests/lanes.py
+	$(BIN)/python -m pytest -q -m 'not process and not model and not e2e and not chaos' tests/supervisor \
+	  --ignore=tests/supervisor/test_pool_machine.py --ignore=tests/supervisor/test_memory_machine.py \
+	  --cov=forgellm.supervisor --cov-branch --cov-report=
+	$(BIN)/python -m coverage report --fail-under=100 --include="$$(printf '*/supervisor/%s.py,' pool requests loads budget \
+	  fairness fair_queue drains renewal reload replay)"
 
 check: lint  ## in a minute: lint, the unit tests, and the life of one real worker
 	$(BIN)/python -m pytest -m 'not process and not model and not e2e and not chaos'

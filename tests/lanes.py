@@ -1,0 +1,46 @@
+"""Runs the whole suite in two lanes at once: most tests wait for processes, so two cores carry both. Tests nothing.
+
+`python tests/lanes.py [pytest options]`; the exit code is 0 if both lanes are green. Ctrl-C reaches both, for they are
+of the same terminal.
+"""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+WORKERS = ("tests/supervisor", "tests/worker", "tests/chaos")
+LANES = {"workers": WORKERS, "the rest": tuple(f"--ignore={folder}" for folder in WORKERS)}
+DEADLINE_S = 80 * 60.0  # ends a lane that hangs; each test has a timeout of its own
+
+
+@contextlib.contextmanager
+def lane(name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """pytest with its output kept until the end, because two at once cannot be read."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", "pytest", *options], stdout=log, stderr=log)
+        started = time.monotonic()
+        try:
+            yield process
+            process.wait(DEADLINE_S)
+        except BaseException:  # it goes on up; but no lane may outlive it
+            process.terminate()
+            process.wait(60)
+            raise
+        finally:
+            log.seek(0)
+            print(
+                f"\n== {name}: {time.monotonic() - started:.0f} s ==\n{log.read().decode(errors='replace')}", flush=True
+            )
+
+
+def main(options: Sequence[str]) -> int:
+    with contextlib.ExitStack() as stack:
+        lanes = [stack.enter_context(lane(name, *options, *paths)) for name, paths in LANES.items()]
+    return int(any(each.returncode for each in lanes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
