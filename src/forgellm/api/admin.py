@@ -11,6 +11,7 @@ from forgellm.errors import ShuttingDown, SupervisorUnavailable
 
 blueprint = Blueprint("admin", __name__)
 
+_VERSION = importlib.metadata.version("forgellm")  # read now: later there may be no descriptor to read it with
 ANSWER_TIMEOUT_S = 2.0  # of the supervisor's thread, which has nothing to wait for
 
 
@@ -19,7 +20,7 @@ ANSWER_TIMEOUT_S = 2.0  # of the supervisor's thread, which has nothing to wait 
 def health() -> Response:
     """`ok` while the server takes requests, 503 while it stops."""
     is_stopping = context().gate.is_draining
-    body = {"status": "stopping" if is_stopping else "ok", "version": importlib.metadata.version("forgellm")}
+    body = {"status": "stopping" if is_stopping else "ok", "version": _VERSION}
     return json_response(body, 503 if is_stopping else 200)
 
 

@@ -1,0 +1,287 @@
+"""A daemon that has run out of something: connections, descriptors, processes, or of a clock that can be trusted."""
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from daemons import Daemon, daemon
+from invariants import sound_daemon
+
+pytestmark = [pytest.mark.process, pytest.mark.chaos]
+
+ECHO = '[models.e]\nsource = "echo"\npreload = true\n'
+OTHER = '[models.other]\nsource = "echo"\n'
+CONNECTIONS = 2000
+MAX_STREAMS = 128
+MAX_BATCH = 32
+PRLIMIT = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system cannot limit another process")
+
+
+def ask(served: Daemon, model: str = "e", **more: Any) -> httpx2.Response:
+    return served.http.post("/api/model/generate", json={"model": model, "prompt": "one two", **more})
+
+
+def wait_until_loaded(served: Daemon, model: str = "e") -> dict[str, Any]:
+    answer = served.http.post("/api/model/load", json={"model": model, "wait": True})
+    assert answer.status_code == 200, answer.text
+    return dict(served.http.get("/api/model/status", params={"model": model}).json())
+
+
+@contextmanager
+def few_files(pid: int, soft: int) -> Iterator[None]:
+    """The daemon may have no descriptor above that until the block ends."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+# 69: more connections than it serves ---------------------------------------------------------------------------------
+
+
+class Client:
+    """One connection, kept open."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, served: Daemon) -> "Client":
+        host, port = served.url.removeprefix("http://").split(":")
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def send(self, body: dict[str, Any]) -> None:
+        raw = json.dumps(body).encode()
+        head = f"POST /api/model/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n"
+        self.writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + raw)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, Any]]:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        length = int(next(line for line in head.splitlines() if line.lower().startswith("content-length:"))[15:])
+        return int(head.split()[1]), json.loads(await self.reader.readexactly(length))
+
+    async def refusal_s(self, at_once: asyncio.Semaphore) -> float:
+        """Ask, expect to be refused; seconds from sending to the answer."""
+        async with at_once:
+            began = time.monotonic()
+            await self.send({"model": "e", "prompt": "x"})
+            status, body = await self.answer()
+            took_s = time.monotonic() - began
+        assert (status, body["code"]) == (503, "unavailable")
+        return took_s
+
+    async def close(self) -> None:
+        self.writer.transport.abort()
+
+
+async def crowd(served: Daemon) -> dict[str, float]:
+    """Fill every place, then ask again and again over thousands of connections that all stay open."""
+    holders = [await Client.open(served) for _ in range(MAX_STREAMS)]
+    for holder in holders:
+        await holder.send({"model": "e", "prompt": " ".join(["word"] * 1000), "max_tokens": 1000})
+    while True:
+        status = await asyncio.to_thread(lambda: served.http.get("/api/model/status", params={"model": "e"}).json())
+        if (status["in_flight"], status["queue_depth"]) == (MAX_BATCH, MAX_STREAMS - MAX_BATCH):
+            break
+    clients: list[Client] = []
+    while len(clients) < CONNECTIONS:
+        clients += await asyncio.gather(*(Client.open(served) for _ in range(200)))
+    few = asyncio.Semaphore(4)
+    one_by_one = await asyncio.gather(*(client.refusal_s(few) for client in clients[:1000]))
+    many = asyncio.Semaphore(CONNECTIONS)
+    health = asyncio.create_task(asyncio.to_thread(lambda: served.http.get("/healthz").status_code))
+    all_together = await asyncio.gather(*(client.refusal_s(many) for client in clients))
+    assert await health == 200
+    rss_bytes = psutil.Process(served.process.pid).memory_info().rss
+    for client in (*holders, *clients):
+        await client.close()
+    return {"p50_s": statistics.median(one_by_one), "burst_s": max(all_together), "rss_bytes": rss_bytes}
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process holds the other ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * (CONNECTIONS + MAX_STREAMS)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"this machine allows a process {hard} descriptors, and {wanted} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once(tmp_path: Path) -> None:
+    """Up to four ask at the same moment for the measure; then all of them, which costs the time of so many answers."""
+    limits = f"max_streams = {MAX_STREAMS}\nmax_batch = {MAX_BATCH}\n"
+    with daemon(tmp_path, limits + ECHO + "options = {tokens_per_s = 20.0}\n") as served:
+        wait_until_loaded(served)
+        with sound_daemon(served, health_s=15):  # it stands in line with all the refusals of the burst
+            before = psutil.Process(served.process.pid).memory_info().rss
+            found = asyncio.run(crowd(served))
+            ended = time.monotonic()
+            while ask(served).status_code != 200:
+                assert time.monotonic() - ended < 5
+            print(found)
+            assert time.monotonic() - ended < 5
+            assert found["p50_s"] < 0.05
+            assert found["burst_s"] < 15
+            assert found["rss_bytes"] - before < 100 << 20
+
+
+# 78, 79: descriptors, processes --------------------------------------------------------------------------------------
+
+
+@PRLIMIT
+def test_chaos_078_without_descriptors_connections_and_loads_get_503_until_there_are_some_again(tmp_path: Path) -> None:
+    with daemon(tmp_path, "spare = false\n" + ECHO + OTHER) as served:
+        wait_until_loaded(served)
+        pid = served.process.pid
+        with sound_daemon(served):
+            highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+            held: list[httpx2.Client] = []
+            with few_files(pid, highest + 1):
+                for _ in range(64):  # the gaps below the highest one fill up first
+                    held.append(httpx2.Client(base_url=served.url, timeout=5, trust_env=False))
+                    answer = held[-1].get("/healthz")
+                    if answer.status_code != 200:
+                        break
+                assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+                assert answer.headers["Retry-After"] == "1"
+                load = served.http.post("/api/model/load", json={"model": "other", "wait": True})
+                assert load.status_code == 503, load.text
+                assert ask(served).json()["text"] == "one two"
+            for client in held:
+                client.close()
+            wait_until_loaded(served, "other")
+            assert ask(served, "other").json()["text"] == "one two"
+            assert served.http.post("/api/model/unload", json={"model": "other"}).status_code == 200
+
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+READS_ALL = ["--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"]
+"""Python itself may lie in a folder of root's; what frees root from the limit are other capabilities."""
+
+
+@contextmanager
+def no_processes(pid: int, nobody: list[str]) -> Iterator[None]:
+    """Not one more for the daemon's user, whoever set the limit being that user."""
+    before = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    back = "unlimited" if before == resource.RLIM_INFINITY else before
+    subprocess.run([*nobody, "prlimit", f"--pid={pid}", "--nproc=1:"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*nobody, "prlimit", f"--pid={pid}", f"--nproc={back}:"], check=True)
+
+
+@pytest.fixture
+def nobodys_folder() -> Iterator[Path]:
+    """pytest's own folders are closed to other users."""
+    folder = Path(tempfile.mkdtemp(prefix="forgellm-"))
+    if os.getuid() == 0:
+        os.chown(folder, 65534, 65534)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@PRLIMIT
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS counts processes otherwise")
+def test_chaos_079_without_processes_a_load_gets_503_and_the_service_lives(nobodys_folder: Path) -> None:
+    """The limit is a user's, and root has none: there, the daemon is nobody's."""
+    if not shutil.which("prlimit") or not shutil.which("setpriv"):
+        pytest.skip("this machine has no prlimit and setpriv (util-linux), for a user's limits that root does not have")
+    env = ["env", f"HOME={nobodys_folder}", f"XDG_CONFIG_HOME={nobodys_folder}"]
+    nobody = [*AS_NOBODY, *READS_ALL] if os.getuid() == 0 else []
+    start = [*env, *nobody, sys.executable, "-m", "forgellm.daemon"]
+    with daemon(nobodys_folder, "spare = false\n" + ECHO + OTHER, start=start) as served:
+        wait_until_loaded(served)
+        with sound_daemon(served):
+            with no_processes(served.process.pid, nobody):
+                load = served.http.post("/api/model/load", json={"model": "other", "wait": True})
+                assert (load.status_code, load.json()["code"]) == (503, "worker_died")
+                assert "no process could be started" in load.json()["error"]
+                assert ask(served).json()["text"] == "one two"
+            wait_until_loaded(served, "other")
+            assert ask(served, "other").json()["text"] == "one two"
+            assert served.http.post("/api/model/unload", json={"model": "other"}).status_code == 200
+
+
+# 80: the wall clock --------------------------------------------------------------------------------------------------
+
+MOVED_CLOCK = """
+import os, time
+_time = time.time
+_clock = os.environ["TEST_CLOCK"]
+time.time = lambda: _time() + os.stat(_clock).st_mtime - 1_000_000_000
+"""
+DAY_S = 86_400
+
+
+def test_chaos_080_a_clock_that_jumps_a_day_ends_nothing_early_or_late(tmp_path: Path) -> None:
+    """Only the times that are shown move."""
+    clock = tmp_path / "clock"
+    clock.mkdir()
+    (clock / "sitecustomize.py").write_text(MOVED_CLOCK)
+
+    def move(seconds: float) -> None:
+        os.utime(clock, (1_000_000_000 + seconds,) * 2)
+
+    move(0)
+    paths = os.pathsep.join([str(clock), *filter(None, [os.environ.get("PYTHONPATH")])])
+    start = ["env", f"PYTHONPATH={paths}", f"TEST_CLOCK={clock}", sys.executable, "-m", "forgellm.daemon"]
+    short = '[models.short]\nsource = "echo"\nttl_s = 1.5\n'
+    slow = '[models.slow]\nsource = "echo"\npreload = true\noptions = {tokens_per_s = 20.0}\n'
+    with daemon(tmp_path, ECHO + short + slow, start=start) as served:
+        wait_until_loaded(served)
+        before = wait_until_loaded(served, "slow")
+        idle = httpx2.Client(base_url=served.url, timeout=5, trust_env=False)
+        with sound_daemon(served), idle:
+            idle.get("/healthz")
+            body = {"model": "slow", "prompt": " ".join(map(str, range(60))), "max_tokens": 60, "stream": True}
+            gaps, days, text, last = [], [DAY_S, -DAY_S, 0], "", time.monotonic()
+            with served.http.stream("POST", "/api/model/generate", json=body) as response:
+                for number, line in enumerate(response.iter_lines()):
+                    gaps.append(time.monotonic() - last)
+                    last = time.monotonic()
+                    text += json.loads(line).get("text", "")
+                    if number and number % 15 == 0 and days:
+                        move(days.pop(0))
+            assert text == body["prompt"]
+            assert max(gaps) < 1
+            for days_off in (1, -1):
+                move(days_off * DAY_S)
+                loaded = time.monotonic()
+                wait_until_loaded(served, "short")
+                began = time.monotonic()
+                late = ask(served, "slow", prompt=body["prompt"], timeout_s=0.5)
+                assert late.status_code == 504, late.text
+                assert 0.4 < time.monotonic() - began < 1.5
+                while served.http.get("/api/model/info", params={"model": "short"}).json()["loaded"]:
+                    assert time.monotonic() - began < 4
+                assert time.monotonic() - loaded > 1.4
+                after = served.http.get("/api/model/status", params={"model": "slow"}).json()
+                assert abs(after["since"] - before["since"] - days_off * DAY_S) < 5
+                assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+            assert idle.get("/healthz").status_code == 200
+        assert served.stop(signal.SIGTERM) == 0
