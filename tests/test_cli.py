@@ -226,6 +226,7 @@ def test_a_path_reaches_the_daemon_as_an_absolute_one(tmp_path: Path, monkeypatc
     assert path_or_name("smollm2") == "smollm2"
 
 
+@pytest.mark.process
 def test_a_dry_run_says_what_a_load_would_need_and_loads_nothing(served):
     result = forgellm("load", "late", "--dry-run", "--url", served.url)
     assert result.exit_code == 0, result.output

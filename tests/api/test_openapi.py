@@ -15,6 +15,7 @@ from forgellm.config import Settings
 DOCUMENT = document(DIALECTS)
 
 
+@pytest.mark.process  # no process, but seconds
 def test_the_document_is_valid():
     validate(DOCUMENT)
 

@@ -4,6 +4,7 @@ A row's tests are named as `folder/file.py::test`, as pytest does below `tests/`
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -399,6 +400,7 @@ ROWS: dict[int, Row] = {
 }
 
 
+@functools.cache
 def functions(file: Path) -> set[str]:
     tree = ast.parse(file.read_text("utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
