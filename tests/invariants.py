@@ -29,19 +29,19 @@ HEALTH_EVERY_S = 0.05
 def sound_pool(pool: Supervisor) -> Iterator[Supervisor]:
     """Run a pool for a test: each request and each ticket got one end (I1), each move of a worker is legal (I6)."""
     ends: Counter[str] = Counter()
-    deliver = pool._deliver
+    deliver = pool._deliveries.deliver
 
     def counted(to: str, news: Any) -> None:
         ends[to] += news[4] is not None if isinstance(news, tuple) else not isinstance(news, Prefill)
         deliver(to, news)
 
-    pool._deliver = counted  # type: ignore[method-assign]
+    pool._deliveries.deliver = counted  # type: ignore[method-assign]
     with pool:
         watch = pool.watch()
         yield pool
         moves = [each for each in watch.take(0.0) if isinstance(each, Announce)]
         watch.close()
-    assert pool._readers == {}
+    assert pool._deliveries._readers == {}
     assert {to: count for to, count in ends.items() if to and count > 1} == {}
     states = {move.worker: move.old for move in reversed(moves)}
     for move in moves:

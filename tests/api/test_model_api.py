@@ -336,7 +336,7 @@ def test_the_lists_of_models_have_the_old_shape(tmp_path: Path):
     with live(tmp_path, {"e": {}}, models_dir=str(tmp_path / "models")) as api:
         every = api.http.get("/api/models").json()
         assert every["success"]
-        assert all(set(model) == {"id", "name", "path", "type", "size"} for model in every["models"])
+        assert all(set(model) == {"id", "name", "path", "type", "size", "integrity"} for model in every["models"])
         assert "e" in [model["id"] for model in api.http.get("/api/base_models").json()["models"]]
         cpt = api.http.get("/api/cpt_models").json()["models"]
         assert [model["type"] for model in cpt] == ["cpt"]

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ def test_a_pulled_model_is_whole_in_the_layout_that_huggingface_hub_reads(
     ]
     code = "import sys; from huggingface_hub import hf_hub_download as get; "
     code += "print(get('org/name', 'model.safetensors', local_files_only=True))"
-    run = subprocess.run([shutil.which("python") or "", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()) == Path(found.path or "") / "model.safetensors"
 
 
