@@ -78,7 +78,7 @@ def test_an_answer_that_was_cut_says_so(api):
 
 
 def test_the_events_of_a_stream_build_the_message(api):
-    found = events(ask(api, stream=True))
+    found = [event for event in events(ask(api, stream=True)) if event["type"] != "ping"]  # they come when it is quiet
     kinds = [event["type"] for event in found]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
