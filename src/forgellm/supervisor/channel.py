@@ -38,7 +38,7 @@ class Channel:
         self.down: Queue[Command] = context.Queue()
         self.up: SimpleQueue[Event] = context.SimpleQueue()
         self.down.cancel_join_thread()  # a dead worker's unread commands must not hold up our exit
-        self.down._ignore_epipe = True  # type: ignore[attr-defined]  # private
+        self.down._ignore_epipe = True  # type: ignore[attr-defined]  # private: a put() to a dead worker is no error of ours
 
     def close_worker_ends(self) -> None:
         """Right after start(): drop our copies of what the worker holds, so that its death is an EOF here."""

@@ -19,9 +19,9 @@ def exporting_recorder() -> Callable[[Ended], None]:
     Raises ConfigError if the extra is not installed."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - the same extra
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - the same extra
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - the same extra
     except ImportError as error:
         needed = f"the setting `otel` needs more packages ({error}); pip install 'forgellm[otel]'"
         raise ConfigError(needed, field="otel") from error
