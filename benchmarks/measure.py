@@ -45,7 +45,12 @@ def alternate(contenders: dict[str, Contender], requests: int, tokens: int, roun
 
 def median_ratio(values: Iterable[float], base: Iterable[float]) -> float:
     """Median over the rounds of each value to that of the base in the same round."""
-    return statistics.median(value / other for value, other in zip(values, base, strict=True))
+    return statistics.median(ratios(values, base))
+
+
+def ratios(values: Iterable[float], base: Iterable[float]) -> list[float]:
+    """Of each round: the value to that of the base."""
+    return [value / other for value, other in zip(values, base, strict=True)]
 
 
 _asked = 0

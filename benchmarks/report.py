@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Sample, median, median_ratio
+from benchmarks.measure import Sample, median, median_ratio, ratios
 
 PACKAGES = ("forgellm", "mlx", "mlx-lm", "scipy-openblas32", "flask", "waitress")
 
@@ -30,7 +30,7 @@ class Report:
         """A line for each contender: medians, and their ratios to the baseline's."""
         base = samples[baseline]
         for name, runs in samples.items():
-            rate = median_ratio([s.tokens_per_s for s in runs], [s.tokens_per_s for s in base])
+            rates = ratios([s.tokens_per_s for s in runs], [s.tokens_per_s for s in base])
             first = median_ratio([s.first_s for s in runs], [s.first_s for s in base])
             self._line(
                 title,
@@ -39,7 +39,8 @@ class Report:
                     "what": name,
                     "tokens": runs[0].tokens,
                     "tokens/s": round(median(s.tokens_per_s for s in runs), 1),
-                    f"÷ {baseline}": round(rate, 3),
+                    f"÷ {baseline}": round(median(rates), 3),
+                    "of its rounds": f"{min(rates):.2f} to {max(rates):.2f}",
                     "first token (s)": round(median(s.first_s for s in runs), 4),
                     f"÷ {baseline}'s": round(first, 3),
                 },
