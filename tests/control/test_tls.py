@@ -250,6 +250,35 @@ def test_a_revoked_machine_is_refused_from_the_next_connection_on(tmp_path):
         assert [each.role for each in machines.read(place.there)] == ["daemon"]  # the new entry in place of the old
 
 
+# Kept ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_private_key_is_read_once_however_many_calls_are_made(tmp_path, monkeypatch):
+    """It is a third of a call; what makes another certificate of it is read each time."""
+    with linked(tmp_path) as place:
+        place.pair()
+        place.client().about()
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", lambda *_: pytest.fail("the key is read again"))
+        for _ in range(3):
+            assert place.client().about().pid == os.getpid()
+
+
+@pytest.mark.parametrize("machine", ["here", "there"])
+def test_a_new_certificate_on_either_machine_needs_a_new_pairing_and_no_restart(tmp_path, machine):
+    with linked(tmp_path) as place:
+        place.pair()
+        client = place.client()
+        client.about()
+        old = certificate.own(getattr(place, machine))
+        old.path.unlink()
+        with pytest.raises(SupervisorUnavailable, match=r"another certificate|pair them again"):
+            client.about()
+        place.pair()
+        assert certificate.own(getattr(place, machine)) != old
+        client.about()
+        assert len([each for each in machines.read(place.there) if each.role == "daemon"]) == 1
+
+
 # Closing -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from forgellm.control import certificate, handshake, machines
@@ -12,6 +13,7 @@ from forgellm.control.link import Link, LinkLost
 from forgellm.errors import SupervisorUnavailable
 
 CONNECT_TIMEOUT_S = 5.0
+CONTEXTS = 16  # daemons that one process speaks with, and is not slow at
 GONE_AFTER_S = 30  # a peer whose machine or cable is gone says nothing, and acknowledges nothing
 _PORTABLE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -93,8 +95,9 @@ def peer_fingerprint(sock: ssl.SSLSocket) -> bytes | None:
     return fingerprint(der) if der else None
 
 
+@lru_cache(CONTEXTS)  # reading the private key is a third of a call; another certificate is another entry
 def client_context(own: Certificate, pinned: bytes) -> ssl.SSLContext:
-    """For a daemon with exactly the certificate `pinned` (DER)."""
+    """For a daemon with exactly the certificate `pinned` (DER). One for all connections to it: change nothing in it."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, own)
     context.check_hostname = False  # a name proves less than the certificate itself
     context.verify_mode = ssl.CERT_REQUIRED

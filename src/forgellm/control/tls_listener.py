@@ -10,9 +10,11 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from forgellm.control import certificate, handshake, machines, pairing, tls
+from forgellm.control.certificate import Certificate
 from forgellm.control.frames import BadFrame
 from forgellm.control.link import Link, LinkLost
 from forgellm.control.machines import Machine
@@ -27,6 +29,15 @@ log = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """This machine's certificate, and those of its clients by their fingerprints, as `context` takes them."""
+
+    own: Certificate
+    context: ssl.SSLContext
+    clients: dict[bytes, Machine]
+
+
 class TlsListener:
     """claim() early, listen() when calls can be answered, then close()."""
 
@@ -37,8 +48,7 @@ class TlsListener:
         self._strangers = threading.BoundedSemaphore(STRANGERS)
         self._lock = threading.Lock()
         self._stamp: _Stamp | None = None
-        self._context: ssl.SSLContext | None = None
-        self._clients: dict[bytes, Machine] = {}
+        self._known: _Known | None = None
         self.sock: socket.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
 
     def __str__(self) -> str:
@@ -47,8 +57,7 @@ class TlsListener:
 
     def claim(self) -> None:
         """Take the port, and make or read the certificate. Raises AddressInUse, ConfigError."""
-        self._own = certificate.own(self._folder)
-        self._known()
+        self._who_is_known()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.sock.bind((self._host, self._port))
@@ -88,9 +97,9 @@ class TlsListener:
 
     def _admit(self, sock: socket.socket) -> Link | None:
         deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
-        context, clients = self._known()
+        known = self._who_is_known()
         # A duplicate: TLS takes its socket over, and the server must be able to cut the one that it accepted.
-        secured = tls.secure(sock.dup(), context, deadline)
+        secured = tls.secure(sock.dup(), known.context, deadline)
         link = Link(secured, "a client")
         try:
             seen = tls.peer_fingerprint(secured)
@@ -98,30 +107,31 @@ class TlsListener:
                 pairing.accept(link, self._folder, deadline)
                 link.close()
                 return None
-            machine = clients.get(seen)
+            machine = known.clients.get(seen)
             if machine is None:
                 raise BadFrame("a certificate that is not known")
-            handshake.accept(link, machine.key, self._own.fingerprint + seen)
+            handshake.accept(link, machine.key, known.own.fingerprint + seen)
         except BaseException:  # whatever it was, it goes on up; only the socket is closed
             link.close()
             raise
         return link
 
-    def _known(self) -> tuple[ssl.SSLContext, dict[bytes, Machine]]:
-        """The clients of the list as it is now: who is revoked is not let in from the next connection on."""
+    def _who_is_known(self) -> "_Known":
+        """By the files as they are now: who is revoked is not let in from the next connection on."""
         with self._lock:
+            own = certificate.own(self._folder)
             stamp = _stamp(machines.file_of(self._folder))
-            if self._context is None or stamp != self._stamp:
+            if self._known is None or own != self._known.own or stamp != self._stamp:
                 clients = [each for each in machines.read(self._folder) if each.role == "client"]
                 try:
-                    self._context = tls.server_context(self._own, [each.certificate for each in clients])
+                    context = tls.server_context(own, [each.certificate for each in clients])
                 except (ssl.SSLError, OSError) as error:
                     raise ConfigError(
                         f"a certificate in {self._folder} cannot be used: {error}", field="machines_dir"
                     ) from error
-                self._clients = {each.fingerprint: each for each in clients}
+                self._known = _Known(own, context, {each.fingerprint: each for each in clients})
                 self._stamp = stamp
-            return self._context, self._clients
+            return self._known
 
 
 def _peer(sock: socket.socket) -> str:
