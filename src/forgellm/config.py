@@ -196,9 +196,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         AT_ONCE,
         _field("Longest that busy models keep one that waits for their memory out; 0: until they are idle."),
     ] = 30.0
-    max_queue: Annotated[Positive, AT_ONCE, _field("Requests that may wait for one model; more get 429.")] = 256
+    max_queue: Annotated[
+        Positive, AT_ONCE, _field("Requests that may wait for one model; more get 429. One API key alone gets half.")
+    ] = 256
     max_queue_total: Annotated[
-        Positive, AT_ONCE, _field("Requests that may wait for all models together; more get 503.")
+        Positive, AT_ONCE, _field("Requests that may wait for all models together; more get 503. One key: half, 429.")
     ] = 1024
     queue_timeout_s: Annotated[Seconds, AT_ONCE, _field("Longest wait in the queue; then 503. 0: no limit.")] = 300.0
     first_token_timeout_s: Annotated[

@@ -54,6 +54,15 @@ def test_who_runs_again_is_no_turn_and_stands_before_those_that_came_back_earlie
     assert list(queue) == []
 
 
+def test_each_clients_waiting_requests_are_counted_without_those_that_run_again() -> None:
+    queue = filled("ann1", "ann2", "bob1")
+    queue.append_again("ann3")
+    assert [queue.waiting(name) for name in ("ann", "bob", "cy")] == [2, 1, 0]
+    queue.take_turn()
+    queue.remove("bob1")
+    assert [queue.waiting(name) for name in ("ann", "bob", "cy")] == [1, 0, 0]
+
+
 @given(st.lists(st.tuples(CLIENTS, st.booleans()), max_size=60))
 def test_while_a_client_waits_no_other_has_two_turns_more(steps: list[tuple[str, bool]]) -> None:
     queue, waiting, turns = FairQueue(), dict[str, list[str]](), dict[str, dict[str, int]]()

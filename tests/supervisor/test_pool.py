@@ -308,6 +308,70 @@ def test_all_models_together_have_a_bound_as_well() -> None:
     assert isinstance(world.news(world.ask("a")), PoolFull)
 
 
+def how_many_wait(world: World, *clients: str, model: str = "m") -> list[int]:
+    """Each client in turn asks until all are refused; how many requests of each then wait."""
+    found = dict.fromkeys(clients, 0)
+    eager = list(clients)
+    while eager:
+        for client in list(eager):
+            if world.delivered(world.ask(model, client=client)):
+                eager.remove(client)
+            else:
+                found[client] += 1
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("clients", "shares"),
+    [
+        (("",), [12]),
+        (("ann",), [6]),
+        (("ann", "bob"), [4, 4]),
+        (("ann", "bob", "cy"), [3, 3, 3]),
+        (("ann", ""), [4, 8]),
+    ],
+    ids=["no keys", "a lone key", "two", "three", "the daemon's owner beside a key"],
+)
+def test_a_key_may_have_as_many_waiting_as_places_are_free(clients: tuple[str, ...], shares: list[int]) -> None:
+    world = World(max_queue=12)
+    world.load()
+    assert how_many_wait(world, *clients) == shares
+
+
+def test_who_comes_later_finds_room_beside_keys_that_have_all_they_can_get() -> None:
+    world = World(max_queue=12)
+    world.load()
+    assert [how_many_wait(world, name)[0] for name in ("ann", "bob", "cy", "dee")] == [6, 3, 2, 1]
+    error = world.news(world.ask(client="eve"))
+    assert isinstance(error, QueueFull)
+    assert "12 requests wait for m already" in error.message
+
+
+def test_a_key_at_its_share_is_told_so_and_has_room_again_when_one_of_its_requests_runs() -> None:
+    world = World(max_queue=4)
+    life = world.loaded(max_batch=1)
+    running = world.ask(client="ann")
+    assert how_many_wait(world, "ann") == [2]
+    error = world.news(world.ask(client="ann"))
+    assert isinstance(error, QueueFull)
+    assert "this API key has 2 requests waiting, its share of the queue for m" in error.message
+    assert error.retry_after_s
+    world.token(life, running, finish="stop")
+    assert how_many_wait(world, "ann") == [1]
+
+
+def test_a_key_has_a_share_of_all_queues_together_as_well() -> None:
+    world = World(max_queue=10, max_queue_total=4)
+    world.load("a", ticket="a")
+    world.load("b", ticket="b")
+    world.ask("a", client="ann")
+    world.ask("b", client="ann")
+    error = world.news(world.ask("b", client="ann"))
+    assert isinstance(error, QueueFull)
+    assert "this API key has 2 requests waiting, its share of the queues of all models" in error.message
+    assert how_many_wait(world, "bob", model="b") == [1]
+
+
 def test_a_request_does_not_wait_for_ever() -> None:
     world = World(queue_timeout_s=30)
     world.load()

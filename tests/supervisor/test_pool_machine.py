@@ -75,6 +75,7 @@ class Asked:
     """A request as its client sees it."""
 
     model: str
+    client: str = ""
     tokens: list[int] = field(default_factory=list)
     endings: int = 0
     runs: int = 0
@@ -302,7 +303,7 @@ class PoolMachine(RuleBasedStateMachine):
     def ask(self, name: str, count: int, client: str, keep_alive_s: float | None, timeouts: dict[str, float]) -> None:
         for _ in range(count):
             request_id = self.named("request")
-            self.world.requests[request_id] = Asked(name)
+            self.world.requests[request_id] = Asked(name, client)
             self.world.ask(name, request_id, client, keep_alive_s, **timeouts)
 
     @precondition(lambda self: self.world.requests)
@@ -447,6 +448,8 @@ class PoolMachine(RuleBasedStateMachine):
         depth = Counter(asked.model for _, asked in waiting)
         assert depth == Counter({m.name: m.queue_depth for m in world.pool.status().models if m.queue_depth})
         assert all(depth[name] <= MAX_QUEUE + replayed[name] for name in depth)
+        keys = Counter((asked.model, asked.client) for _, asked in waiting if asked.client and not asked.runs)
+        assert all(count <= (MAX_QUEUE + 1) // 2 for count in keys.values()), "a key has more than its share"
 
     @invariant()
     def nobody_waits_for_a_place_that_is_free(self) -> None:

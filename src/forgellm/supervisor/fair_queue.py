@@ -56,6 +56,10 @@ class FairQueue:
             self._turns.move_to_end(client)
         return request_id
 
+    def waiting(self, client: str) -> int:
+        """How many of this client's requests wait for their turn."""
+        return len(self._turns.get(client, ()))
+
     @property
     def has_turns(self) -> bool:
         """Whether any request waits that has not had its turn."""

@@ -34,6 +34,7 @@ from forgellm.supervisor.status import LoadPlan, PoolStatus
 _S = WorkerState
 RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
+_SHARE = "this API key has {} requests waiting, its share of {}; the rest is kept for other keys, try again later"
 
 
 class Pool:
@@ -64,7 +65,11 @@ class Pool:
 
         `missing`: how to load the model if it is not, or what to answer then."""
         name = request.model
-        refusal = _shutting_down() if self._loads.is_stopping else self._drains.refusal(name) or self._full(name)
+        refusal = (
+            _shutting_down()
+            if self._loads.is_stopping
+            else self._drains.refusal(name) or self._full(name, request.client)
+        )
         if refusal := refusal or self._loads.provide(name, missing, now):
             self._out.deliver(request.request_id, refusal)
         else:
@@ -291,15 +296,27 @@ class Pool:
 
     # Requests --------------------------------------------------------------------------------------------------------
 
-    def _full(self, name: str) -> ForgeLLMError | None:
-        """Why one request more cannot wait, or None."""
+    def _full(self, name: str, client: str) -> ForgeLLMError | None:
+        """Why one request more of this client cannot wait, or None.
+
+        A client that has a name may have no more waiting than places are free: alone it gets half a queue, beside one
+        other a third, and a newcomer finds room (the dynamic threshold of Choudhury and Hahne, IEEE/ACM Transactions on
+        Networking 6(2), 1998, with factor 1). Who has none, because there are no keys, gets the whole queue."""
         model = self._models.get(name)
-        if model and len(model.queue) >= self._settings.max_queue:
-            full = f"{len(model.queue)} requests wait for {model.name} already; try again later"
-            return QueueFull(full, retry_after_s=min(max(RETRY_AFTER_S, model.pace_s), MAX_RETRY_AFTER_S))
+        if model:
+            retry_after_s = min(max(RETRY_AFTER_S, model.pace_s), MAX_RETRY_AFTER_S)
+            if len(model.queue) >= self._settings.max_queue:
+                full = f"{len(model.queue)} requests wait for {model.name} already; try again later"
+                return QueueFull(full, retry_after_s=retry_after_s)
+            own = model.queue.waiting(client) if client else 0
+            if own >= self._settings.max_queue - len(model.queue):
+                return QueueFull(_SHARE.format(own, f"the queue for {model.name}"), retry_after_s=retry_after_s)
         waiting = sum(len(each.queue) for each in self._models.values())
         if waiting >= self._settings.max_queue_total:
             return PoolFull(f"{waiting} requests wait for all models together; try again later", retry_after_s=5.0)
+        own = sum(each.queue.waiting(client) for each in self._models.values()) if client else 0
+        if own >= self._settings.max_queue_total - waiting:
+            return QueueFull(_SHARE.format(own, "the queues of all models"), retry_after_s=5.0)
         return None
 
     # Memory ----------------------------------------------------------------------------------------------------------
