@@ -113,14 +113,14 @@ def _serve(
         for listener in listeners:
             listener.claim()
         supervisor.start()
-        restore = journal.begin(time.time())
+        with journal.starting(time.time()) as restore:
+            _preload(supervisor, [] if restore.is_held_back else _configured(settings), preload)
+            _restore(supervisor, restore)
+            for listener in listeners:
+                listener.listen()
+            control.start()
+            server.start()
         keeper = JournalKeeper(journal, supervisor.status)
-        _preload(supervisor, [] if restore.is_held_back else _configured(settings), preload)
-        _restore(supervisor, restore)
-        for listener in listeners:
-            listener.listen()
-        control.start()
-        server.start()
         _tell_ready(server.url, address, on_ready)
         notifier.ready(f"serving on {server.url}", supervisor.is_alive)
         signals.wait(on_reload=lambda: _reload(supervisor))
@@ -248,9 +248,8 @@ def stop_signals() -> Iterator[StopSignals]:
     The byte is written by the interpreter's C handler, at once and in whatever thread the system chose. A handler in
     Python would only run when the main thread wakes, which a signal that another thread got does not make it do."""
     signals = StopSignals()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     previous_fd = signal.set_wakeup_fd(signals.writer, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+    previous = {number: signal.signal(number, lambda number, frame: None) for number in STOP_SIGNALS}
     try:
         yield signals
     finally:

@@ -265,6 +265,8 @@ def test_settings_that_cannot_be_used_end_it_with_2_and_one_line(tmp_path: Path,
     assert run.returncode == 2, run.stderr
     assert says in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr
+    journal = tmp_path / "state" / "control.journal.json"
+    assert not journal.exists() or json.loads(journal.read_text())["is_clean"]  # it has not died
 
 
 def test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time(tmp_path):

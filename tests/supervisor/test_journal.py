@@ -2,10 +2,12 @@
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from forgellm.errors import ConfigError
 from forgellm.supervisor.journal import Journal, Record, Remembered, Restore, decide
 
 TINY = Remembered(model="tiny", replicas=2, pin=True)
@@ -46,6 +48,18 @@ def test_an_explicit_load_after_a_held_back_start_clears_the_history(tmp_path: P
     assert held_back.begin(NOW + 2).is_held_back
     held_back.note((TINY,))
     assert Journal(path).begin(NOW + 3).models == (TINY,)
+
+
+def test_starts_that_were_refused_are_no_crashes(tmp_path: Path) -> None:
+    """A wrong name to preload, corrected at the third try: that try loads what it is told to."""
+    path = tmp_path / "journal.json"
+    Journal(path).begin(NOW - 60)
+    for at in (0.0, 1.0, 2.0):
+        with suppress(ConfigError), Journal(path).starting(NOW + at) as restore:
+            assert not restore.is_held_back
+            raise ConfigError("there is no such model")
+    Journal(path).begin(NOW + 3)
+    assert Journal(path).begin(NOW + 4).is_held_back
 
 
 def test_it_survives_its_process_and_knows_a_clean_end(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from forgellm.errors import ForgeLLMError
 from forgellm.supervisor.status import PoolStatus
 
 log = logging.getLogger(__name__)
@@ -92,14 +94,26 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._record = Record()
+        self._record = self._last = Record()
         self._is_failing = False
 
     def begin(self, now: float) -> Restore:
         """Read how the last daemon ended; decide; start a new record. A file that cannot be read is moved aside."""
-        restore, self._record = decide(self._read(), now)
+        self._last = self._read()
+        restore, self._record = decide(self._last, now)
         self._write()
         return restore
+
+    @contextmanager
+    def starting(self, now: float) -> Iterator[Restore]:
+        """begin(), and the start itself. One that is refused with a sentence was no crash: the next start finds what
+        this one found."""
+        try:
+            yield self.begin(now)
+        except ForgeLLMError:
+            self._record = self._last
+            self._write()
+            raise
 
     def note(self, models: tuple[Remembered, ...]) -> None:
         """Remember what is loaded now, if it changed. Something loaded after a held-back start clears the history."""
