@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 
 from daemons import Daemon, daemon
 from forgellm.cli import main
-from forgellm.cli.client import Client
+from forgellm.cli.client import CONNECT_TIMEOUT_S, Client
+from forgellm.errors import Unavailable
 
 MODELS = """
 [models.e]
@@ -91,6 +93,28 @@ def test_a_drain_is_reported_and_resumed(served):
     assert forgellm("drain", "--resume", "e", "--url", served.url).stdout == "e takes requests again\n"
     assert forgellm("run", "e", "hi", "--url", served.url).stdout.strip() == "hi"
     forgellm("unload", "e", "--url", served.url)  # the next test counts what is loaded
+
+
+def test_a_machine_that_does_not_answer_is_told_in_seconds_whatever_is_asked():
+    """A load may take as long as it takes; to find out that nobody is there may not."""
+    waits = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        waits.append(request.extensions["timeout"]["connect"])
+        raise httpx2.ConnectTimeout("nobody is there")
+
+    with Client("http://192.0.2.1") as client:
+        client._http._transport = httpx2.MockTransport(answer)
+        for ask in (
+            lambda: client.get("/x"),
+            lambda: client.post("/x", {}),
+            lambda: client.delete("/x"),
+            lambda: next(client.generate({})),
+            lambda: next(client.events("/x")),
+        ):
+            with pytest.raises(Unavailable):
+                ask()
+    assert waits == [CONNECT_TIMEOUT_S] * 5
 
 
 def test_an_address_that_is_none_is_told_too():

@@ -31,7 +31,7 @@ class Client:
 
     def __init__(self, url: str | None = None) -> None:
         self.url = (url or default_url()).rstrip("/")
-        timeout = httpx2.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = _within(ANSWER_TIMEOUT_S)
         key = api_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=False, headers=headers)
@@ -57,19 +57,19 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """As get(). None values are left out."""
         with self._reachable():
-            return self._json(self._http.post(path, json=_without_none(body), timeout=UNLOAD_TIMEOUT_S))
+            return self._json(self._http.post(path, json=_without_none(body), timeout=_within(UNLOAD_TIMEOUT_S)))
 
     def delete(self, path: str) -> Any:
         """As get()."""
         with self._reachable():
-            return self._json(self._http.delete(path, timeout=UNLOAD_TIMEOUT_S))
+            return self._json(self._http.delete(path, timeout=_within(UNLOAD_TIMEOUT_S)))
 
     def generate(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed generation, `complete` last. Raises the error that ended it."""
         with (
             self._reachable(),
             self._http.stream(
-                "POST", "/api/model/generate", json={**_without_none(body), "stream": True}, timeout=None
+                "POST", "/api/model/generate", json={**_without_none(body), "stream": True}, timeout=_within(None)
             ) as response,
         ):
             if response.status_code != 200:
@@ -87,8 +87,7 @@ class Client:
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
         """The server-sent events of a route, as (name, value), until the daemon ends them or the caller stops."""
         name = "message"
-        timeout = httpx2.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        with self._reachable(), self._http.stream("GET", path, timeout=timeout) as response:
+        with self._reachable(), self._http.stream("GET", path) as response:
             if response.status_code != 200:
                 response.read()
                 self._json(response)
@@ -118,6 +117,11 @@ class Client:
             remedy = KEY_REMEDY if response.status_code == 401 else ""
             raise from_wire(known.get("code", ""), known.get("error", f"status {response.status_code}") + remedy)
         return body
+
+
+def _within(answer_s: float | None) -> httpx2.Timeout:
+    """A machine that is not there is told at once, however long an answer may take (None: the pool has its limits)."""
+    return httpx2.Timeout(answer_s, connect=CONNECT_TIMEOUT_S)
 
 
 def default_url() -> str:
