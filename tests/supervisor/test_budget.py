@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from world import INFO, World
 
+from forgellm.config import Settings
 from forgellm.errors import InsufficientMemory
 from forgellm.messages import EngineOptions, Hello, Imported, Loading, ModelSource, Ready
 from forgellm.states import WorkerState
@@ -426,7 +427,7 @@ def test_a_worker_that_outgrows_the_budget_while_it_loads_has_failed() -> None:
     machine = Machine()
     machine.order("a", 20)
     (life,) = machine.alive
-    machine.say(life, Hello(1), Imported(0.1), Loading(0.5, "reading weights"))
+    machine.say(life, Hello(1), Imported(), Loading(0.5, "reading weights"))
     machine.measure(a=101)
     machine.measure(a=120)
     assert machine.signals(life) == [signal.SIGKILL]
@@ -442,6 +443,19 @@ def test_within_its_estimate_a_worker_is_nobody_to_blame() -> None:
     machine.measure(a=60)
     assert not [e for e in machine.effects if isinstance(e, Signal)]
     assert machine.commands(life) == ["Load", "Generate"]
+
+
+def test_an_estimate_is_that_of_what_a_worker_was_started_for_whatever_its_model_is_loaded_as_next() -> None:
+    machine = Machine(memory_hard_limit=0.5)
+    source = ModelSource(name="a", kind="echo", kv_bytes_per_token=1)
+    large, small = (LoadOrder(source=source, options=EngineOptions(context_length=size)) for size in (60, 10))
+    machine.do(machine.pool.load(large, "load", machine.now))
+    (life,) = machine.alive
+    machine.ready(life)
+    machine.do(machine.pool.reload(Settings(spare=False, memory_hard_limit=0.5), 100, [small], machine.now))
+    assert [worker.memory.estimate_bytes for worker in machine.model("a").workers] == [60, 10]
+    machine.measure(a=60)
+    assert "TrimCache" not in machine.commands(life)
 
 
 # Recycling
@@ -517,7 +531,7 @@ def test_a_sigkill_of_a_worker_that_held_most_of_the_budget_is_suspected_memory(
         machine.die(life)
         assert ("suspected memory" in machine.worker("a").reason) is is_suspected
         machine.wait(1)
-        machine.say(machine.alive[-1], Hello(1), Imported(0.1), Ready(INFO, 1, 1))
+        machine.say(machine.alive[-1], Hello(1), Imported(), Ready(INFO, 1, 1))
 
 
 def test_an_oom_kill_is_told_from_any_other_sigkill_by_the_count_of_the_cgroup(tmp_path: Path) -> None:

@@ -162,9 +162,12 @@ class Budget:
         """What counts for a worker: its estimate, or what the system charges for it if that is more."""
         if slot.state not in _CLAIMS:
             return 0
+        return max(self._expected_bytes(slot, order), slot.footprint_bytes)
+
+    def _expected_bytes(self, slot: Slot, order: LoadOrder) -> int:
+        """The estimate for a worker, by what it was started for: its model's `order` may have changed since."""
         need = self.need_of(slot.order or order)
-        is_loaded = slot.state in {_S.READY, _S.DRAINING, _S.STOPPING}
-        return max(need.lasting_bytes if is_loaded else need.total_bytes, slot.footprint_bytes)
+        return need.lasting_bytes if slot.state in {_S.READY, _S.DRAINING, _S.STOPPING} else need.total_bytes
 
     def need_of(self, order: LoadOrder) -> Need:
         """estimate() with the settings' planned tokens."""
@@ -275,9 +278,7 @@ class Budget:
         return (slot, "relieve") if now - slot.pressed_at >= PATIENCE_S else None
 
     def _outgrown_bytes(self, slot: Slot) -> int:
-        need = self.need_of(self._models[slot.model].order)
-        is_loaded = slot.state in {_S.READY, _S.DRAINING}
-        return slot.footprint_bytes - (need.lasting_bytes if is_loaded else need.total_bytes)
+        return slot.footprint_bytes - self._expected_bytes(slot, self._models[slot.model].order)
 
     def is_due_for_recycling(self, slot: Slot) -> bool:
         """Whether a ready worker has served, or grown, so much that a fresh one shall take its place."""

@@ -70,7 +70,7 @@ def _model(model: Model, budget: Budget, *, is_drained: bool) -> ModelStatus:
         context_length=model.order.options.context_length,
         max_kv_size=model.order.options.max_kv_size,
         info=model.info,
-        workers=tuple(_worker(slot, budget.need_of(model.order).total_bytes) for slot in model.slots),
+        workers=tuple(_worker(slot, budget.need_of(slot.order or model.order).total_bytes) for slot in model.slots),
     )
 
 
