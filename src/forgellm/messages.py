@@ -244,8 +244,6 @@ class Hello:
 class Imported:
     """The engine's libraries are in; a Load can start at once."""
 
-    import_s: float
-
 
 @dataclass(frozen=True, slots=True)
 class Loading:
@@ -308,7 +306,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """Last words before an intended exit; an exit without them is a crash."""
+    """Last words before an exit that was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,7 +143,7 @@ def test_a_load_without_progress_fails_with_the_reason() -> None:
     world = World()
     world.load()
     (life,) = world.alive
-    world.say(life, Hello(1), Imported(0.1), Loading(0.3, "reading weights"))
+    world.say(life, Hello(1), Imported(), Loading(0.3, "reading weights"))
     hearts = Hearts(world)
     hearts.look()
     hearts.idle.add(life)
@@ -192,7 +192,7 @@ def test_a_spare_that_hangs_is_replaced() -> None:
     world = World(spare=True)
     world.do(world.pool.tick(world.now))
     (life,) = world.alive
-    world.say(life, Hello(1), Imported(0.1))
+    world.say(life, Hello(1), Imported())
     hearts = Hearts(world)
     hearts.stopped.add(life)
     hearts.look()

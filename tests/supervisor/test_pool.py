@@ -24,7 +24,7 @@ from forgellm.states import WorkerState
 from forgellm.supervisor.effects import Loaded, Send, Spawn, Unloaded
 
 S = WorkerState
-UNTIL_LOADING = (Hello(1), Imported(0.1))
+UNTIL_LOADING = (Hello(1), Imported())
 
 
 # Loading

@@ -178,7 +178,7 @@ class CheckedWorld(World):
         """One word more on the way to being ready."""
         worker = self.workers[life]
         if worker.said < 2:
-            self.say(life, (Hello(1000 + life), Imported(0.1))[worker.said])
+            self.say(life, (Hello(1000 + life), Imported())[worker.said])
             worker.said += 1
         elif worker.options is not None and not worker.is_ready and worker.said == 2:
             worker.said += 1

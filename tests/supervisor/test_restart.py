@@ -68,7 +68,7 @@ def test_a_worker_that_ran_out_of_gpu_memory_goes_on_once_with_a_smaller_footpri
 def test_a_model_that_cannot_shrink_or_is_still_loading_has_failed_at_once() -> None:
     world = World()
     world.load()
-    world.say(1, Hello(1), Imported(0.1))
+    world.say(1, Hello(1), Imported())
     world.die(1, **OOM)
     assert isinstance(world.news("load"), GpuOutOfMemory)
     world = World()
@@ -83,7 +83,7 @@ def test_a_model_whose_files_changed_is_not_respawned_and_says_so_until_it_is_lo
     request = world.ask()
     world.die(life, "the worker crashed (SIGBUS)", code=-signal.SIGBUS)
     (second,) = world.alive
-    world.say(second, Hello(2), Imported(0.1), LoadFailed("model_changed", "weights.gguf was changed"))
+    world.say(second, Hello(2), Imported(), LoadFailed("model_changed", "weights.gguf was changed"))
     world.die(second, "the worker could not load its model", code=65)
     assert world.alive == []
     assert (world.model().state, world.model().error_code) == (S.FAILED, "model_changed")

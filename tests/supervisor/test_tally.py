@@ -135,7 +135,7 @@ def test_a_load_that_fails_is_no_mystery(world):
 def test_a_load_that_takes_too_long_is_a_timeout():
     world = Counted(load_timeout_s=5)
     world.load()
-    world.say(world.alive[-1], Hello(1), Imported(0.1))
+    world.say(world.alive[-1], Hello(1), Imported())
     world.wait(6)
     world.die(world.alive[-1])
     assert world.counts().deaths == {"timeout": 1}

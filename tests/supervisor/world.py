@@ -118,7 +118,7 @@ class World:
         return [e for event in events for e in self.do(self.pool.receive(life, event, self.now))]
 
     def ready(self, life: int) -> list[Effect]:
-        return self.say(life, Hello(1000 + life), Imported(0.1), Ready(INFO, 7, 3))
+        return self.say(life, Hello(1000 + life), Imported(), Ready(INFO, 7, 3))
 
     def token(self, life: int, request_id: str, text: str = "t", finish: FinishReason | None = None) -> list[Effect]:
         usage = Usage(prompt_tokens=1, completion_tokens=1) if finish else None
@@ -126,7 +126,7 @@ class World:
         return self.say(life, (chunk,))
 
     def fail_load(self, life: int, code: str = "model_invalid") -> None:
-        self.say(life, Hello(1000 + life), Imported(0.1), LoadFailed(code, "its files are broken"))
+        self.say(life, Hello(1000 + life), Imported(), LoadFailed(code, "its files are broken"))
         self.die(life, "could not load")
 
     def die(

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from forgellm.catalog.adapters import prepare
 from forgellm.errors import ForgeLLMError, ModelInvalid, UnsupportedFormat, UntrustedCode
 from forgellm.messages import EngineOptions, ModelInfo, ModelSource, Request, Sampling
 from forgellm.worker.mlx_engine import MLXEngine
@@ -163,14 +164,14 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_changes_the_answers(
-    tiny_folder: Path, adapter: Path, load_engine: Callable[..., MLXEngine]
+    tiny_folder: Path, adapter: Path, load_engine: Callable[..., MLXEngine], tmp_path: Path
 ) -> None:
     plain = answer(load_engine(tiny_folder))
     adapted = answer(load_engine(tiny_folder, adapter_path=str(adapter)))
     assert adapted != plain
     shutil.copy(adapter / "adapters.safetensors", adapter / "0000100_adapters.safetensors")
     (adapter / "adapters.safetensors").unlink()
-    checkpoint = adapter / "0000100_adapters.safetensors"
+    checkpoint = prepare(adapter / "0000100_adapters.safetensors", tmp_path)
     assert answer(load_engine(tiny_folder, adapter_path=str(checkpoint))) == adapted
 
 

@@ -12,7 +12,6 @@ from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, GpuOutOfMemory, InsufficientMemory, WorkerDied, from_wire
 from forgellm.messages import (
     Abort,
-    Bye,
     EngineName,
     Event,
     Hello,
@@ -138,10 +137,8 @@ class Lifecycle:
                 slot.deadline = now + self._settings.term_timeout_s  # it exits by itself; if not, it is killed
             case Memory(active, cache):
                 slot.mlx_active_bytes, slot.mlx_cache_bytes = active, cache
-            case Bye():
-                slot.said_bye = True
             case _:
-                pass  # Ready or Imported from a worker that is being stopped
+                pass  # Ready or Imported from a worker that is being stopped; Bye, whose exit follows
         return False
 
     # Dying -----------------------------------------------------------------------------------------------------------

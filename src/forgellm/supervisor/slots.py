@@ -58,7 +58,6 @@ class Slot:
     restarts: int = 0
     was_ready: bool = False
     spawn_retried: bool = False
-    said_bye: bool = False
     deadline: float | None = None  # of the current state
     is_termed: bool = False  # SIGTERM was sent, SIGKILL is next
     is_killed: bool = False
@@ -92,7 +91,7 @@ class Slot:
 
     def begin_life(self) -> None:
         """Forget what belonged to the process before."""
-        self.pid, self.is_imported, self.said_bye, self.is_termed, self.is_killed = None, False, False, False, False
+        self.pid, self.is_imported, self.is_termed, self.is_killed = None, False, False, False
         self.progress, self.stage, self.failure = 0.0, "starting", None
         self.first_footprint_bytes = self.served = self.pressed_bytes = 0
         self.is_recycled, self.is_kept = False, False

@@ -62,8 +62,9 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
     """Everything. `current` is the model last asked for by a load, the default of /api/model/*. `reserved_bytes` is
-    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: see log_path.
-    `put_away`: models that come back as they were loaded when they are wanted, with their system prompts."""
+    what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: the paths of
+    workers' logs begin with it, the life and ".log" follow. `put_away`: models that come back as they were loaded when
+    they are wanted, with their system prompts."""
 
     current: str | None
     models: tuple[ModelStatus, ...]
@@ -75,10 +76,6 @@ class PoolStatus:
     reserved_bytes: int
     log_stem: str = ""
     put_away: dict[str, str | None] = field(default_factory=dict)
-
-    def log_path(self, life: int) -> str:
-        """The log file of one life of a worker, on the supervisor's machine."""
-        return f"{self.log_stem}{life}.log"
 
     def model(self, name: str) -> ModelStatus | None:
         """The model of that name or alias, or None if it is not loaded."""

@@ -99,11 +99,9 @@ class EchoEngine:
         self._cache = b""
         self._mapped: mmap.mmap | bytes = b"\0"
         self._leaked: list[bytes] = []
-        self._max_batch = 0
 
     def load(self, source: ModelSource, options: EngineOptions, progress: Progress) -> ModelInfo:
         self._knobs = _knobs(source.options)
-        self._max_batch = options.max_batch
         if self._knobs.print_at_load:
             os.write(2, self._knobs.print_at_load.encode() + b"\n")
         if self._knobs.modules_to_log:

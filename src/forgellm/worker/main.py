@@ -136,7 +136,6 @@ def _read_commands(down: "Queue[Command]", commands: "queue.SimpleQueue[Command]
 
 
 def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
-    started = time.monotonic()
     try:
         if boot.engine == "echo":
             from forgellm.worker.echo import EchoEngine  # noqa: PLC0415 - a worker imports its own engine only
@@ -145,9 +144,8 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
         else:
             from forgellm.worker import blas  # noqa: PLC0415
 
-            os.environ["HF_HUB_OFFLINE"] = (
-                "1"  # names were resolved before; transformers must not reach for the network
-            )
+            # Names were resolved before: transformers must not reach for the network.
+            os.environ["HF_HUB_OFFLINE"] = "1"
             # Must come before mlx is imported: the first library that defines cblas_* wins.
             description = blas.activate(Path(boot.cache_dir), boot.fast_blas)
             if boot.engine == "embed":
@@ -162,7 +160,7 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
         traceback.print_exc()
         up.put(LoadFailed("engine_unavailable", f"the {boot.engine} engine cannot be imported: {error}"))
         return None
-    up.put(Imported(time.monotonic() - started))
+    up.put(Imported())
     return engine
 
 

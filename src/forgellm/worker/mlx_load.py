@@ -3,7 +3,6 @@
 Runs no code of a model folder, downloads nothing but the demo model, and lets only errors of errors.py out.
 """
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ class Loaded:
 
     model: Any
     tokenizer: Any
-    config: dict[str, Any]
     context_length: int
     parameters: int
     quantization: str
@@ -87,7 +85,6 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, risin
     return Loaded(
         model=model,
         tokenizer=tokenizer.result(),
-        config=config,
         context_length=_context_length(config, tokenizer.result()),
         parameters=parameters,
         quantization=f"{bits}-bit" if bits else "none",
@@ -107,24 +104,14 @@ def _folder(source: ModelSource, cache_dir: Path, rising: _Rising) -> Path:
     return gguf.converted(path, cache_dir, rising.part(0.3, 0.5))
 
 
-def _with_adapter(model: Any, path: Path) -> Any:
-    """`model` with the LoRA adapter of a folder, or of one *.safetensors file in it. Raises ModelInvalid."""
-    folder = path.parent if path.suffix == ".safetensors" else path
-    weights = path if path.suffix == ".safetensors" else folder / "adapters.safetensors"
-    for needed in (folder / "adapter_config.json", weights):
-        if not needed.is_file():
-            raise ModelInvalid(f"the adapter {path} has no {needed.name}; give a folder that mlx_lm.lora wrote")
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the LoRA adapter of a folder that catalog.adapters has prepared. Raises ModelInvalid."""
     try:
-        # mlx-lm reads one file name only. The file is open when load_adapters returns, and read later.
-        with tempfile.TemporaryDirectory() as together:
-            Path(together, "adapter_config.json").symlink_to((folder / "adapter_config.json").resolve())
-            Path(together, "adapters.safetensors").symlink_to(weights.resolve())
-            model = load_adapters(model, together)
-            model.eval()
-    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        reason = str(error).replace(together, str(folder))
+        model = load_adapters(model, str(folder))
+        model.eval()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ModelInvalid(
-            f"the adapter {path} does not fit this model, or is not mlx-lm's format: {reason}"
+            f"the adapter {folder} does not fit this model, or is not mlx-lm's format: {error}"
         ) from error
     return model
 
