@@ -238,7 +238,7 @@ def test_run_works_without_a_daemon(tmp_path, monkeypatch, nobody):
 
 def test_a_path_reaches_the_daemon_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon runs in another folder."""
-    from forgellm.cli.commands import path_or_name
+    from forgellm.cli.options import path_or_name
 
     (tmp_path / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import click
 import httpx2
 import msgspec
 
+from forgellm.cli.options import KEY_FILE
 from forgellm.config import load_settings
 from forgellm.errors import ConfigError, ForgeLLMError, GenerationFailed, Unavailable, from_wire
 
@@ -19,8 +20,6 @@ ANSWER_TIMEOUT_S = 60.0  # of routes that do not wait for a model
 UNLOAD_TIMEOUT_S = 600.0
 
 KEY_REMEDY = " (the command line takes it from FORGELLM_API_KEY or --api-key-file)"
-KEY_FILE = "forgellm.api_key_file"
-"""Where the option --api-key-file of the running command is, in its click context."""
 
 
 class Client:

@@ -5,25 +5,15 @@ That keeps `serve` free of the HTTP client and of rich, and `--help` quick.
 
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import msgspec
 
 from forgellm.cli.keys import keys
+from forgellm.cli.options import client_options, config_option, path_or_name, tell
 from forgellm.config import Settings, json_schema, load_settings
 from forgellm.errors import ForgeLLMError
-
-Command = Callable[..., Any]
-
-
-def path_or_name(value: str) -> str:
-    """A model or adapter. A path must reach the daemon, which runs in another folder, as an absolute one."""
-    path = Path(value).expanduser()
-    looks_like_a_path = value.startswith((".", "~")) or (os.sep in value and path.exists())
-    return str(path.resolve()) if looks_like_a_path else value
 
 
 class _Group(click.Group):
@@ -43,27 +33,6 @@ def _fail(error: ForgeLLMError) -> NoReturn:
     raise click.exceptions.Exit(exit_code(error)) from error
 
 
-def _remember_key_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    ctx.meta["forgellm.api_key_file"] = path  # client.KEY_FILE; client.py brings the HTTP client along
-
-
-def _client_options(command: Command) -> Command:
-    command = click.option(
-        "--api-key-file",
-        type=click.Path(dir_okay=False),
-        envvar="FORGELLM_API_KEY_FILE",
-        expose_value=False,
-        callback=_remember_key_file,
-        help="File with the daemon's API key [the variable FORGELLM_API_KEY].",
-    )(command)
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")(command)
-    return click.option("--url", envvar="FORGELLM_URL", help="The daemon's address [http://127.0.0.1:5001].")(command)
-
-
-def _config_option(command: Command) -> Command:
-    return click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")(command)
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="forgellm", prog_name="forgellm")
 def main() -> None:
@@ -73,7 +42,7 @@ def main() -> None:
 @main.command()
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
-@_config_option
+@config_option
 @click.option(
     "--model",
     "models",
@@ -106,7 +75,7 @@ def serve(
 @click.option("--connect", metavar="ADDRESS", help="The daemon: unix:///path/control.sock, tls://host:port.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
-@_config_option
+@config_option
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--json", "as_json", is_flag=True, help="Tell the address as a line of JSON.")
 @click.pass_context
@@ -120,8 +89,8 @@ def web(
 
 
 @main.command()
-@_client_options
-@_config_option
+@client_options
+@config_option
 @click.argument("model", type=path_or_name)
 @click.argument("prompt")
 @click.option("--system", "system_prompt", help="System prompt.")
@@ -139,11 +108,11 @@ def run(
 
     text = sys.stdin.read() if prompt == "-" else prompt
     options["stop"] = list(options["stop"])
-    ask(_settings(config), url, model, text, options, as_json=as_json, stats=stats)
+    ask(load_settings(config), url, model, text, options, as_json=as_json, stats=stats)
 
 
 @main.command()
-@_client_options
+@client_options
 @click.argument("model", type=path_or_name)
 @click.option("--adapter", "adapter_path", type=path_or_name, help="LoRA adapter: a folder, or a *.safetensors in it.")
 @click.option("--system", "system_prompt", help="Default system prompt of this model.")
@@ -165,12 +134,12 @@ def load(ctx: click.Context, /, url: str | None, as_json: bool, model: str, dry_
             load_with_progress(client, body, as_json=as_json)
             return
         plan = client.post("/api/model/plan", body)
-    _print(plan, plan_text(plan), as_json=as_json)
+    tell(plan, plan_text(plan), as_json=as_json)
     ctx.exit(0 if plan["fits"] else 1)
 
 
 @main.command()
-@_client_options
+@client_options
 @click.argument("model", type=path_or_name, required=False)
 @click.option("--force", is_flag=True, help="Abort what runs instead of letting it finish.")
 def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> None:
@@ -180,11 +149,11 @@ def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> No
 
     with Client(url) as client:
         answer = client.post("/api/model/unload", {"model_name": model, "force": force})
-    _print(answer, f"{answer['message']} ({megabytes(answer['freed_bytes'])} freed)", as_json=as_json)
+    tell(answer, f"{answer['message']} ({megabytes(answer['freed_bytes'])} freed)", as_json=as_json)
 
 
 @main.command()
-@_client_options
+@client_options
 @click.argument("model", type=path_or_name, required=False)
 @click.option(
     "--timeout", "timeout_s", type=float, help="Seconds for what runs; the rest is aborted [drain_timeout_s]."
@@ -198,11 +167,11 @@ def drain(url: str | None, as_json: bool, **body: Any) -> None:
         answer = client.post("/api/admin/drain", body)
     counts = ", ".join(f"{answer[name]} {name}" for name in ("finished", "moved", "aborted", "left") if name in answer)
     took = f" ({counts}, in {answer['took_s']:.1f} s)" if counts else ""
-    _print(answer, answer["message"] + took, as_json=as_json)
+    tell(answer, answer["message"] + took, as_json=as_json)
 
 
 @main.command()
-@_client_options
+@client_options
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would change.")
 def reload(url: str | None, as_json: bool, dry_run: bool) -> None:
     """Have the daemon read its settings again; only the models whose settings changed are touched."""
@@ -211,11 +180,11 @@ def reload(url: str | None, as_json: bool, dry_run: bool) -> None:
 
     with Client(url) as client:
         plan = client.post("/api/admin/reload", {"dry_run": dry_run})
-    _print(plan, reload_text(plan), as_json=as_json)
+    tell(plan, reload_text(plan), as_json=as_json)
 
 
 @main.command()
-@_client_options
+@client_options
 def ps(url: str | None, as_json: bool) -> None:
     """List the models of the daemon and their workers."""
     from forgellm.cli.client import Client
@@ -224,14 +193,14 @@ def ps(url: str | None, as_json: bool) -> None:
     with Client(url) as client:
         status = client.get("/api/model/status")
     if as_json:
-        _print(status, "", as_json=True)
+        tell(status, "", as_json=True)
     else:
         show_workers(status)
 
 
 @main.command()
-@_client_options
-@_config_option
+@client_options
+@config_option
 @click.option("--remote", metavar="QUERY", help="List models of the Hugging Face Hub instead, to `forgellm pull`.")
 def models(url: str | None, as_json: bool, config: str | None, remote: str | None) -> None:
     """List the models that could be loaded."""
@@ -241,7 +210,7 @@ def models(url: str | None, as_json: bool, config: str | None, remote: str | Non
 
         there = search(remote)
         if as_json:
-            _print(there, "", as_json=True)
+            tell(there, "", as_json=True)
         else:
             show_remote(there)
         return
@@ -249,9 +218,9 @@ def models(url: str | None, as_json: bool, config: str | None, remote: str | Non
     from forgellm.cli.show import local_models, show_models
 
     with Client(url) as client:
-        found = client.get("/api/models")["models"] if client.answers() else local_models(_settings(config))
+        found = client.get("/api/models")["models"] if client.answers() else local_models(load_settings(config))
     if as_json:
-        _print(found, "", as_json=True)
+        tell(found, "", as_json=True)
     else:
         show_models(found)
 
@@ -260,12 +229,12 @@ main.add_command(keys)
 
 
 @main.command()
-@_config_option
+@config_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file, for editors.")
 @click.option("--json", "as_json", is_flag=True, help="No effect: settings are always printed as JSON.")
 def config(config: str | None, schema: bool, as_json: bool) -> None:
     """Print the settings as the file, the environment and the defaults make them."""
-    shown = json_schema() if schema else msgspec.to_builtins(_settings(config))
+    shown = json_schema() if schema else msgspec.to_builtins(load_settings(config))
     click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
 
@@ -294,22 +263,14 @@ def demo(ctx: click.Context, as_json: bool, model: str) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--model", type=path_or_name, help="Try it with this model instead of the echo engine.")
-@_config_option
+@config_option
 @click.pass_context
 def selftest(ctx: click.Context, as_json: bool, model: str | None, config: str | None) -> None:
     """Kill and hang the workers of a private pool in every way, and print what each fault cost (half a minute)."""
     from forgellm.cli.selftest import run_selftest
 
-    ctx.exit(run_selftest(_settings(config), model, as_json=as_json))
+    ctx.exit(run_selftest(load_settings(config), model, as_json=as_json))
 
 
 def _tell_ready(url: str, as_json: bool) -> None:
-    click.echo(msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() if as_json else f"Serving on {url}")
-
-
-def _settings(config: str | None) -> Settings:
-    return load_settings(config)
-
-
-def _print(value: Any, text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(value).decode() if as_json else text)
+    tell({"url": url, "pid": os.getpid()}, f"Serving on {url}", as_json=as_json)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from forgellm.cli.commands import _client_options as client_options
-from forgellm.cli.commands import path_or_name
+from forgellm.cli.options import client_options, config_option, json_option, path_or_name, tell
 from forgellm.errors import Unavailable, from_wire
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def pull(url: str | None, as_json: bool, model: str) -> None:
     if job["state"] == "cancelled":
         raise Unavailable(f"the pull of {model} was cancelled; what came is kept for the next one")
     size = job["total_bytes"] or 0
-    _tell(job, f"{job['model']} is here ({size / 1e6:.0f} MB): {job['path']}", as_json=as_json)
+    tell(job, f"{job['model']} is here ({size / 1e6:.0f} MB): {job['path']}", as_json=as_json)
 
 
 @click.command()
@@ -60,12 +59,12 @@ def rm(url: str | None, as_json: bool, model: str) -> None:
             removed = client.delete(f"/api/models/{model}")
         else:
             removed = msgspec.to_builtins(Downloads().remove(model))
-    _tell(removed, f"{model} is removed ({removed['freed_bytes'] / 1e6:.0f} MB freed)", as_json=as_json)
+    tell(removed, f"{model} is removed ({removed['freed_bytes'] / 1e6:.0f} MB freed)", as_json=as_json)
 
 
 @click.command()
-@click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+@config_option
+@json_option
 @click.argument("model", type=path_or_name)
 def show(config: str | None, as_json: bool, model: str) -> None:
     """Say what MODEL is, by its files on this machine; exit code 1 if it could not be loaded."""
@@ -76,7 +75,7 @@ def show(config: str | None, as_json: bool, model: str) -> None:
     found = msgspec.to_builtins(resolve(settings.model_name(model), settings))
     rows = [("name", model), *((name, found[name]) for name in ("kind", "task", "path", "adapter_path"))]
     rows += [(name, f"{found[name]:,}") for name in ("parameters", "weights_bytes", "kv_bytes_per_token")]
-    _tell(found, "\n".join(f"{name:<20}{value}" for name, value in rows if value is not None), as_json=as_json)
+    tell(found, "\n".join(f"{name:<20}{value}" for name, value in rows if value is not None), as_json=as_json)
 
 
 class _Jobs:
@@ -127,10 +126,6 @@ def _follow(jobs: _Jobs, model: str, *, as_json: bool) -> Job:
 
 def _line(job: Job) -> str:
     return f"{job['model']}: {job['stage'] or job['state']}"
-
-
-def _tell(value: Any, text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(value).decode() if as_json else text)
 
 
 COMMANDS = (pull, rm, show)

@@ -6,13 +6,11 @@ import click
 import msgspec
 
 from forgellm import keys as store
+from forgellm.cli.options import config_option, json_option
 from forgellm.cli.pair import line, new_code, shown
 from forgellm.config import load_settings
 from forgellm.errors import NotFound
 from forgellm.keys import Key, Scope
-
-_config_option = click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 
 
 @click.group()
@@ -37,8 +35,8 @@ keys.add_command(new_code)
 @click.option("--models", metavar="A,B", help="The only models it may use [any].")
 @click.option("--rate", "rate_per_min", type=click.IntRange(min=1), help="Requests per minute [no limit].")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests answered at the same time [no limit].")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def create(
     *,
     name: str | None,
@@ -62,8 +60,8 @@ def create(
 
 
 @keys.command("list")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def list_keys(config: str | None, as_json: bool) -> None:
     """List the keys, without themselves, and the machines."""
     from forgellm.control import machines
@@ -84,8 +82,8 @@ def list_keys(config: str | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key", metavar="ID|NAME")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def revoke(key: str, config: str | None, as_json: bool) -> None:
     """Take a key or a machine away. What it is being answered right now is answered to the end."""
     from forgellm.control import machines

@@ -1,12 +1,9 @@
 """The commands of an operator: what happens, what is written, what is wrong. Each imports what does it when it runs."""
 
-from typing import Any
-
 import click
 import msgspec
 
-from forgellm.cli.commands import _client_options as client_options
-from forgellm.cli.commands import path_or_name
+from forgellm.cli.options import client_options, config_option, path_or_name, tell
 from forgellm.cli.pair import pair
 from forgellm.cli.service import service
 
@@ -20,7 +17,7 @@ def events(url: str | None, as_json: bool) -> None:
 
     with Client(url) as client:
         for name, value in client.events("/api/events"):
-            _line({"event": name, **value}, event_text(name, value), as_json=as_json)
+            tell({"event": name, **value}, event_text(name, value), as_json=as_json)
 
 
 @click.command()
@@ -36,11 +33,11 @@ def logs(url: str | None, as_json: bool, model: str, follow: bool, lines: int) -
     with Client(url) as client:
         for worker, life, text in log_lines(lambda: client.get("/api/model/status"), model, lines, follow=follow):
             value = {"worker": worker, "life": life, "line": text}
-            _line(value, f"{worker} | {text}", as_json=as_json)
+            tell(value, f"{worker} | {text}", as_json=as_json)
 
 
 @click.command()
-@click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print each finding as a line of JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, config: str | None, as_json: bool) -> None:
@@ -53,12 +50,8 @@ def doctor(ctx: click.Context, config: str | None, as_json: bool) -> None:
         has_failed = has_failed or finding.level == "fail"
         remedy = f"\n      → {finding.remedy}" if finding.remedy else ""
         text = f"{finding.level:<5} {finding.check}: {finding.says}{remedy}"
-        _line(msgspec.to_builtins(finding), text, as_json=as_json)
+        tell(msgspec.to_builtins(finding), text, as_json=as_json)
     ctx.exit(1 if has_failed else 0)
-
-
-def _line(value: dict[str, Any], text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(value).decode() if as_json else text)
 
 
 COMMANDS = (doctor, events, logs, pair, service)

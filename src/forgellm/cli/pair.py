@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from forgellm.cli.options import config_option, json_option
 from forgellm.config import load_settings
 from forgellm.errors import ConfigError
 
 if TYPE_CHECKING:
     from forgellm.control.machines import Machine
 
-_config_option = click.option("--config", type=click.Path(dir_okay=False), help="Settings file (TOML).")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
-
 
 @click.command("pair")
 @click.argument("address", metavar="HOST:PORT")
 @click.argument("code", required=False)
-@_config_option
-@_json_option
+@config_option
+@json_option
 def pair(address: str, code: str | None, config: str | None, *, as_json: bool) -> None:
     """Pair this machine with the daemon at HOST:PORT by the CODE that `forgellm keys pair` printed there."""
     from forgellm.control import pairing
@@ -37,8 +35,8 @@ def pair(address: str, code: str | None, config: str | None, *, as_json: bool) -
 
 
 @click.command("pair")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def new_code(config: str | None, *, as_json: bool) -> None:
     """Print a code with which one other machine may be paired with the daemon here, within ten minutes."""
     from forgellm.control import certificate, machines

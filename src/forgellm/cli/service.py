@@ -6,19 +6,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
+from forgellm.cli.options import json_option, tell
 from forgellm.cli.service_files import LABEL, daemon_command, launchd_agent, systemd_unit
 from forgellm.config import load_settings
 from forgellm.errors import StartupError
 
 UNIT_NAME = "forgellm.service"
 TOOL_TIMEOUT_S = 30.0
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ def service() -> None:
 @service.command()
 @click.option("--config", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Settings file (TOML).")
 @click.option("--start/--no-start", default=True, show_default=True, help="Start it now, and at every login.")
-@_json_option
+@json_option
 def install(config: Path | None, start: bool, as_json: bool) -> None:
     """Write the service's file, check it, and start it."""
     settings = load_settings(config)  # what cannot be used is told here, not by a service that does not start
@@ -76,11 +73,11 @@ def install(config: Path | None, start: bool, as_json: bool) -> None:
     checked = _checked(found)
     for each in found.start if start else ():
         _must(each)
-    _tell({"file": str(found.file), "checked": checked, "started": start}, f"{found.file} is written", as_json=as_json)
+    tell({"file": str(found.file), "checked": checked, "started": start}, f"{found.file} is written", as_json=as_json)
 
 
 @service.command()
-@_json_option
+@json_option
 def uninstall(as_json: bool) -> None:
     """Stop the service and remove its file."""
     found = manager()
@@ -90,11 +87,11 @@ def uninstall(as_json: bool) -> None:
             _run(each)  # it may not be running
         found.file.unlink()
     text = f"{found.file} is removed" if existed else f"there is no {found.file}"
-    _tell({"file": str(found.file), "removed": existed}, text, as_json=as_json)
+    tell({"file": str(found.file), "removed": existed}, text, as_json=as_json)
 
 
 @service.command()
-@_json_option
+@json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Say whether the service is installed and running; exit code 1 if it is not."""
@@ -103,7 +100,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     code, words = _run(found.state) if is_installed else (1, "not installed")
     is_running = is_installed and code == 0
     value = {"file": str(found.file), "installed": is_installed, "running": is_running, "state": words}
-    _tell(value, f"{found.file}: {'running' if is_running else words or 'not running'}", as_json=as_json)
+    tell(value, f"{found.file}: {'running' if is_running else words or 'not running'}", as_json=as_json)
     ctx.exit(0 if is_running else 1)
 
 
@@ -134,7 +131,3 @@ def _run(command: tuple[str, ...]) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         return 124, f"{command[0]} does not answer"
     return done.returncode, (done.stdout + done.stderr).strip()
-
-
-def _tell(value: dict[str, Any], text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(value).decode() if as_json else text)
