@@ -75,6 +75,19 @@ def test_only_the_owner_can_read_the_file_whatever_the_umask(path):
     assert sorted(each.name for each in path.parent.iterdir()) == ["keys.json", "keys.json.lock"]
 
 
+def test_a_file_of_before_keys_had_a_load_policy_is_read(path):
+    key, secret = keys.create(path, load_policy="preloaded")
+    assert ring(path).find(secret) == key
+    assert key.load_policy == "preloaded"
+    written = json.loads(path.read_text("utf-8"))
+    assert written["version"] == 1
+    del written["keys"][0]["load_policy"]
+    path.write_text(json.dumps(written), "utf-8")
+    found = ring(path).find(secret)
+    assert found is not None
+    assert found.load_policy is None
+
+
 def test_a_file_that_others_may_write_is_refused(path):
     """Whoever writes it lets himself in."""
     keys.create(path)

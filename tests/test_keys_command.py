@@ -38,6 +38,12 @@ def test_create_prints_the_key_alone_and_once(run, tmp_path):
     assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o600
 
 
+def test_a_load_policy_is_one_of_two(run):
+    assert "only what is loaded" in run("create", "--load-policy", "preloaded").stderr
+    assert "loads on demand" in run("create", "--load-policy", "on_demand").stderr
+    assert run("create", "--load-policy", "never").exit_code == 2
+
+
 def test_scopes_add_up_and_json_has_all_but_the_hash(run):
     made = json.loads(run("create", "--scope", "manage", "--scope", "metrics", "--json").stdout)
     assert (made["scopes"], made["models"], made["rate_per_min"]) == (["manage", "metrics"], None, None)

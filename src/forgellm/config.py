@@ -14,13 +14,12 @@ import msgspec
 import platformdirs
 
 from forgellm.errors import ConfigError
+from forgellm.messages import LoadPolicy
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-
-LoadPolicy = Literal["on_demand", "preloaded"]
 
 
 class TakesEffect(StrEnum):

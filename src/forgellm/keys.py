@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from forgellm.errors import ConfigError, InvalidRequest, NotFound
+from forgellm.messages import LoadPolicy
 from forgellm.private_file import locked, replace
 
 Scope = Literal["infer", "manage", "metrics"]
@@ -34,7 +35,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One key, without itself. `models` None: any model; `rate_per_min` and `concurrency` None: no limit.
 
-    `created` is unix time, for people to read.
+    `load_policy`: whether what it asks may have a model loaded; None: as the settings say. `created` is unix time, for
+    people to read.
     """
 
     id: Name
@@ -44,6 +46,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     models: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     rate_per_min: Annotated[int, Meta(ge=1)] | None = None
     concurrency: Annotated[int, Meta(ge=1)] | None = None
+    load_policy: LoadPolicy | None = None
     created: float
 
 
@@ -110,6 +113,7 @@ def create(
     models: Sequence[str] | None = None,
     rate_per_min: int | None = None,
     concurrency: int | None = None,
+    load_policy: LoadPolicy | None = None,
 ) -> tuple[Key, str]:
     """Add a new random key to the file: its entry, and the key itself, which is kept nowhere.
 
@@ -126,6 +130,7 @@ def create(
         models=None if models is None else tuple(models),
         rate_per_min=rate_per_min,
         concurrency=concurrency,
+        load_policy=load_policy,
         created=round(time.time(), 3),
     )
     try:

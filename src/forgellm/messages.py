@@ -28,6 +28,7 @@ KeepAliveSeconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 EngineName = Literal["mlx", "embed", "echo"]
 Task = Literal["generate", "embed"]
+LoadPolicy = Literal["on_demand", "preloaded"]
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
@@ -103,8 +104,9 @@ class Request:
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
     supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
     `inputs` are texts, or token ids, to embed; their vectors come with the last chunk. `client` is the id of the API
-    key that asked, "" where none is needed: who it is for, never a secret. `keep_alive_s` sets for how long its model
-    stays loaded while idle, from this request on: 0, until it is done; negative, until somebody unloads it.
+    key that asked, "" where none is needed: who it is for, never a secret. `load_policy` is that key's: whether this
+    may have its model loaded; None: as the settings say. `keep_alive_s` sets for how long its model stays
+    loaded while idle, from this request on: 0, until it is done; negative, until somebody unloads it.
     `context_length`: the longest prompt and answer, in tokens, where the caller wants less than the model can hold.
     `count_only`: nothing is generated; the usage at the end says how many tokens the prompt has.
     """
@@ -112,6 +114,7 @@ class Request:
     request_id: str
     model: str
     client: str = ""
+    load_policy: LoadPolicy | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     inputs: tuple[str | tuple[int, ...], ...] | None = None

@@ -392,6 +392,27 @@ def test_a_request_says_which_key_asked(site):
     assert [request.client for request in site.pool.asked if isinstance(request, Request)] == ["", key.id]
 
 
+@pytest.mark.parametrize("policy", [None, "preloaded", "on_demand"])
+@pytest.mark.parametrize("rule", sorted(rule for rule in ASKS if SCOPES[rule] == {"infer"}))
+def test_a_request_of_every_dialect_says_what_its_key_may_have_loaded(site, rule, policy):
+    site.post(rule, site.key(load_policy=policy), {**ASKS[rule], "model": "open"})
+    assert [request.load_policy for request in site.pool.asked] == [policy]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 5])
+@pytest.mark.parametrize("rule", ["/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/model/generate"])
+def test_a_key_for_what_is_loaded_does_not_say_how_long_it_stays(site, rule, seconds):
+    """Not with a prompt, and not without one, which in Ollama's dialect loads and unloads."""
+    name = "keep_alive_s" if rule == "/api/model/generate" else "keep_alive"
+    key, other = site.key(load_policy="preloaded"), site.key()
+    for asked in (ASKS[rule], *([{}] if rule in {"/api/chat", "/api/generate"} else [])):
+        body = {**asked, "model": "open", name: seconds}
+        assert refused(site.post(rule, key, body)) == (403, "forbidden_scope")
+        assert site.pool.asked == []
+        site.post(rule, other, body)
+        assert site.pool.asked.pop().keep_alive_s == seconds
+
+
 @pytest.mark.parametrize("rule", [rule for method, rule in RULES if method == "POST"])
 def test_a_body_that_a_page_could_send_without_asking_is_refused(site, rule):
     """A form or text/plain needs no preflight."""

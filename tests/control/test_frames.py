@@ -33,7 +33,7 @@ def there_and_back(frame, decoder):
 
 
 REQUESTS = [
-    Request(request_id="a", model="m", prompt="hello", resume=(1, 2, 3)),
+    Request(request_id="a", model="m", prompt="hello", resume=(1, 2, 3), client="k1", load_policy="preloaded"),
     Request(
         request_id="b", model="m", prompt=(5, 6), timeouts=Timeouts(total_s=2.5), context_length=9, count_only=True
     ),

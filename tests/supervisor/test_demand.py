@@ -1,6 +1,7 @@
 """Real workers on the echo engine that want the same memory: loads on demand, turns, and streams that lose nothing."""
 
 import time
+import uuid
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from forgellm import Supervisor
 from forgellm.errors import ModelInvalid, ModelNotFound, ModelNotLoaded
 from forgellm.messages import Request, Sampling
 from forgellm.states import WorkerState
+from forgellm.supervisor import Generation
 
 pytestmark = pytest.mark.process
 
@@ -78,6 +80,20 @@ def test_with_the_policy_preloaded_a_request_loads_nothing_but_what_is_to_be_pre
         pool.generate("e", "one").result()
     pool.load("e")
     assert pool.generate("e", "one").result().text == "one"
+
+
+def test_a_request_that_may_only_use_what_is_loaded_has_nothing_loaded(start_pool: StartPool) -> None:
+    """Its own policy, which came with its API key."""
+
+    def ask() -> Generation:
+        return pool.submit(Request(request_id=uuid.uuid4().hex, model="e", prompt="one", load_policy="preloaded"))
+
+    pool = start_pool({}, e={})
+    with pytest.raises(ModelNotLoaded, match="your API key"):
+        ask().result()
+    assert pool.status().models == ()
+    pool.load("e")
+    assert ask().result().text == "one"
 
 
 def test_what_cannot_be_loaded_tells_each_request_why(start_pool: StartPool) -> None:

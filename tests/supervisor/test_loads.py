@@ -86,6 +86,34 @@ def test_a_while_later_a_load_that_failed_is_tried_again_if_requests_may_load(is
     assert bool(world.delivered(request)) == (not is_on_demand)
 
 
+def test_whoever_may_only_use_what_is_loaded_waits_for_a_load_and_begins_none() -> None:
+    world = World(backoff_max_s=30)
+    world.on_demand["m"] = order()
+    early = world.ask(load_policy="preloaded")
+    assert isinstance(world.news(early), ModelNotLoaded)
+    assert world.alive == []
+    world.ask()
+    request = world.ask(load_policy="preloaded")
+    world.ready(1)
+    assert world.life_of(request) == 1
+
+
+def test_whoever_may_only_use_what_is_loaded_brings_no_model_back() -> None:
+    """Neither one that is being put away, nor one that was, nor one whose load failed a while ago."""
+    world = World(backoff_max_s=30)
+    world.loaded(ttl_s=10)
+    world.wait(11)
+    assert isinstance(world.news(world.ask(load_policy="preloaded")), ModelUnloading)
+    world.leave(world.alive[0])
+    assert isinstance(world.news(world.ask(load_policy="preloaded")), ModelNotLoaded)
+    assert world.alive == []
+    world.ask()
+    world.fail_load(world.alive[0])
+    world.now += 31
+    assert isinstance(world.news(world.ask(load_policy="preloaded")), ModelInvalid)
+    assert world.alive == []
+
+
 def test_a_demand_evicts_idle_models_only() -> None:
     machine = Demanding()
     machine.hold("a", 60)

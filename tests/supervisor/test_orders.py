@@ -30,6 +30,29 @@ def test_a_request_loads_what_its_policy_allows(
         assert "load it first" in found.message
 
 
+@pytest.mark.parametrize(
+    ("server", "model", "key", "is_loaded"),
+    [
+        ("on_demand", "on_demand", "preloaded", False),
+        ("preloaded", None, "on_demand", True),
+        ("on_demand", "preloaded", "on_demand", False),
+        ("preloaded", None, None, False),
+    ],
+)
+def test_the_policy_of_a_key_takes_away_and_gives_what_no_model_refuses(
+    server: LoadPolicy, model: LoadPolicy | None, key: LoadPolicy | None, is_loaded: bool
+) -> None:
+    settings = Settings(load_policy=server, models={"e": ModelConfig(source="echo", load_policy=model)})
+    found = demanded(settings, 1 << 30, "e", key)
+    assert isinstance(found, LoadOrder if is_loaded else ModelNotLoaded)
+    if isinstance(found, ModelNotLoaded):
+        assert ("your API key" in found.message) == (key == "preloaded")
+
+
+def test_a_key_that_may_load_loads_nothing_by_its_path() -> None:
+    assert isinstance(demanded(Settings(), 1 << 30, "/etc", "on_demand"), ModelNotLoaded)
+
+
 @pytest.mark.parametrize("name", ["/etc", "./here", "~/models/x"])
 def test_a_request_loads_nothing_by_its_path(name: str) -> None:
     found = demanded(Settings(), 1 << 30, name)

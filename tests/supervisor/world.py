@@ -16,6 +16,7 @@ from forgellm.messages import (
     Hello,
     Imported,
     LoadFailed,
+    LoadPolicy,
     ModelInfo,
     ModelSource,
     Ready,
@@ -88,6 +89,7 @@ class World:
         request_id: str | None = None,
         client: str = "",
         keep_alive_s: float | None = None,
+        load_policy: LoadPolicy | None = None,
         **timeouts: float,
     ) -> str:
         request_id = request_id or f"r{next(self._numbers)}"
@@ -97,10 +99,12 @@ class World:
             client=client,
             prompt="x",
             keep_alive_s=keep_alive_s,
+            load_policy=load_policy,
             timeouts=Timeouts(**timeouts),
         )
         nobody = ModelNotLoaded(f"{model} is not loaded", field="model")
-        self.do(self.pool.submit(request, self.on_demand.get(model, nobody), self.now))
+        missing = nobody if load_policy == "preloaded" else self.on_demand.get(model, nobody)
+        self.do(self.pool.submit(request, missing, self.now))
         return request_id
 
     def abort(self, request_id: str) -> list[Effect]:

@@ -19,6 +19,7 @@ from forgellm.api.meter import Meter
 from forgellm.config import Settings
 from forgellm.errors import ConfigError, Unavailable
 from forgellm.keys import Key, Ring, Scope
+from forgellm.messages import LoadPolicy
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class Caller:
         """The id of the key, not a secret; "" where none is needed."""
         return self.key.id if self.key else ""
 
+    @property
+    def load_policy(self) -> LoadPolicy | None:
+        """Whether what it asks may have a model loaded; None: as the settings say."""
+        return self.key.load_policy if self.key else None
+
     def may_use(self, model: str) -> bool:
         """Whether the key's list of models, if it has one, names `model`."""
         return self.key is None or self.key.models is None or model in self.key.models
@@ -101,6 +107,14 @@ class Caller:
         models = ", ".join(self.key.models)
         what = "must name the model" if model is None else f"may not use {model}"
         raise ForbiddenModel(f"the API key {self.key.name} {what}; its models are: {models}", field="model")
+
+    def allow_keep_alive(self, seconds: float | None) -> None:
+        """Raises ForbiddenScope if the caller says for how long a model stays, and may only use what is loaded."""
+        if seconds is not None and self.key is not None and self.key.load_policy == "preloaded":
+            raise ForbiddenScope(
+                f"the API key {self.key.name} may only use what is loaded, and not say how long it stays: leave "
+                "`keep_alive` or `keep_alive_s` out"
+            )
 
 
 def caller() -> Caller:

@@ -105,7 +105,7 @@ class Unauthorized(ForgeLLMError):
 
 
 class ForbiddenScope(ForgeLLMError):
-    """The API key is not for this route."""
+    """The API key is not for this route, or not for a parameter of it."""
 
     code = "forbidden_scope"
 

@@ -64,7 +64,8 @@ class GuardedPool:
     def submit(self, request: Request) -> Generation:
         who = caller()
         who.allow(request.model)
-        return self._pool.submit(replace(request, client=who.id))
+        who.allow_keep_alive(request.keep_alive_s)
+        return self._pool.submit(replace(request, client=who.id, load_policy=who.load_policy))
 
     def status(self) -> PoolStatus:
         who, found = caller(), self._pool.status()

@@ -1,6 +1,7 @@
 """`forgellm keys`: API keys and paired machines. Prints a key once, when it is made, and never again."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -11,6 +12,7 @@ from forgellm.cli.pair import line, new_code, shown
 from forgellm.config import load_settings
 from forgellm.errors import NotFound
 from forgellm.keys import Key, Scope
+from forgellm.messages import LoadPolicy
 
 
 @click.group()
@@ -35,6 +37,11 @@ keys.add_command(new_code)
 @click.option("--models", metavar="A,B", help="The only models it may use [any].")
 @click.option("--rate", "rate_per_min", type=click.IntRange(min=1), help="Requests per minute [no limit].")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests answered at the same time [no limit].")
+@click.option(
+    "--load-policy",
+    type=click.Choice(get_args(LoadPolicy)),
+    help="Whether its requests have models loaded, or use only what is loaded [as the settings say].",
+)
 @config_option
 @json_option
 def create(
@@ -44,13 +51,20 @@ def create(
     models: str | None,
     rate_per_min: int | None,
     concurrency: int | None,
+    load_policy: LoadPolicy | None,
     config: str | None,
     as_json: bool,
 ) -> None:
     """Make a new key and print it, this once."""
     listed = None if models is None else [model.strip() for model in models.split(",") if model.strip()]
     key, secret = store.create(
-        _path(config), name=name, scopes=scopes, models=listed, rate_per_min=rate_per_min, concurrency=concurrency
+        _path(config),
+        name=name,
+        scopes=scopes,
+        models=listed,
+        rate_per_min=rate_per_min,
+        concurrency=concurrency,
+        load_policy=load_policy,
     )
     if as_json:
         click.echo(msgspec.json.encode({"key": secret, **_shown(key)}).decode())
@@ -119,4 +133,6 @@ def _terms(key: Key) -> str:
         parts.append(f"{key.rate_per_min} requests a minute")
     if key.concurrency is not None:
         parts.append(f"{key.concurrency} at a time")
+    if key.load_policy is not None:
+        parts.append("only what is loaded" if key.load_policy == "preloaded" else "loads on demand")
     return ", ".join(parts)

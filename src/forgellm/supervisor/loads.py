@@ -16,6 +16,7 @@ from forgellm.errors import (
     ModelFailed,
     ModelUnloading,
 )
+from forgellm.messages import Request
 from forgellm.states import IS_LOADING, WorkerState
 from forgellm.supervisor.budget import Budget
 from forgellm.supervisor.effects import Evicted, Loaded, Unloaded
@@ -90,30 +91,31 @@ class Loads:
             model.is_retired = False
             self._fill(model, order, now)
 
-    def provide(self, name: str, missing: LoadOrder | ForgeLLMError, now: float) -> ForgeLLMError | None:
-        """See to it that requests for a model can be queued: it serves, is on its way, or is wanted from now on.
+    def provide(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> ForgeLLMError | None:
+        """See to it that a request can be queued: its model serves, is on its way, or is wanted from now on.
 
-        Returns why they cannot. `missing`: how to load it if nobody did, or why it shall not be."""
+        Returns why it cannot. `missing`: how to load it if nobody did, or why it shall not be."""
+        name, may_load = request.model, request.load_policy != "preloaded"
         model = self._models.get(name)
         if model is None:
             kept = self._gone_orders.get(name)
-            order = kept if kept is not None and kept.on_demand else missing
+            order = kept if kept is not None and kept.on_demand and may_load else missing
             if isinstance(order, ForgeLLMError):
                 return order
             if refusal := self._never(order, now):
                 return refusal
             self._begin(Model(order, ordered_at=now, last_used=now), now, is_wanted=True)
-        elif model.is_retired or (model.is_unloading and not model.is_put_away):
+        elif model.is_retired or (model.is_unloading and not (model.is_put_away and may_load)):
             return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
         elif not (model.will_serve() or model.is_put_away):
-            return self._try_again(model, now)
+            return self._try_again(model, now, may_load=may_load)
         return None
 
-    def _try_again(self, model: Model, now: float) -> ForgeLLMError | None:
+    def _try_again(self, model: Model, now: float, *, may_load: bool) -> ForgeLLMError | None:
         """A failed model gets one more try when it is wanted a while later, if it used to serve or may be loaded so."""
         slot = model.failed()[0]
         rest_s = slot.since + self._settings.backoff_max_s - now
-        if rest_s > 0 or not (slot.was_ready or model.order.on_demand):
+        if rest_s > 0 or not (slot.was_ready or (model.order.on_demand and may_load)):
             return _failure(model, max(RETRY_AFTER_S, rest_s))
         if refusal := self._never(model.order, now):
             return refusal

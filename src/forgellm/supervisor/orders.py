@@ -12,7 +12,7 @@ import psutil
 from forgellm import catalog
 from forgellm.config import ModelConfig, Settings
 from forgellm.errors import ConfigError, ForgeLLMError, InvalidRequest, ModelNotLoaded, Unsupported
-from forgellm.messages import EngineOptions
+from forgellm.messages import EngineOptions, LoadPolicy
 from forgellm.supervisor import deadlines
 from forgellm.supervisor.reload import ReloadPlan, diff, effective, touched
 from forgellm.supervisor.slots import LoadOrder
@@ -81,10 +81,17 @@ def load_order(settings: Settings, budget_bytes: int, model: str | None, given: 
     return order
 
 
-def demanded(settings: Settings, budget_bytes: int, model: str) -> LoadOrder | ForgeLLMError:
+def demanded(
+    settings: Settings, budget_bytes: int, model: str, policy: LoadPolicy | None = None
+) -> LoadOrder | ForgeLLMError:
     """How to load a model that a request names and that nobody loaded; or why a request may not have it loaded, or why
-    it cannot be. `model` is no alias."""
-    if not _is_on_demand(settings, settings.models.get(model) or ModelConfig(source=model)):
+    it cannot be. `model` is no alias. `policy`: that of whoever asks, see Request.load_policy."""
+    if policy == "preloaded":
+        return ModelNotLoaded(
+            f'{model} is not loaded, and the load_policy of your API key is "preloaded"; have it loaded first',
+            field="model",
+        )
+    if not _is_on_demand(settings, settings.models.get(model) or ModelConfig(source=model), policy):
         return ModelNotLoaded(
             f'{model} is not loaded, and its load_policy is "preloaded"; load it first', field="model"
         )
@@ -98,8 +105,9 @@ def demanded(settings: Settings, budget_bytes: int, model: str) -> LoadOrder | F
         return error
 
 
-def _is_on_demand(settings: Settings, config: ModelConfig) -> bool:
-    return config.preload or (config.load_policy or settings.load_policy) == "on_demand"
+def _is_on_demand(settings: Settings, config: ModelConfig, policy: LoadPolicy | None = None) -> bool:
+    """The model's own policy comes first, then that of whoever asks, then the server's."""
+    return config.preload or (config.load_policy or policy or settings.load_policy) == "on_demand"
 
 
 def reload_orders(

@@ -70,7 +70,7 @@ class Pool:
             if self._loads.is_stopping
             else self._drains.refusal(name) or self._full(name, request.client)
         )
-        if refusal := refusal or self._loads.provide(name, missing, now):
+        if refusal := refusal or self._loads.provide(request, missing, now):
             self._out.deliver(request.request_id, refusal)
         else:
             self._requests.take(request, self._models[request.model], now)

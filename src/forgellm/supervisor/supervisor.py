@@ -21,7 +21,7 @@ from forgellm.errors import (
     ModelUnloading,
     ShuttingDown,
 )
-from forgellm.messages import Request, Timeouts
+from forgellm.messages import LoadPolicy, Request, Timeouts
 from forgellm.supervisor.asking import GenerateOptions, embedding_request, python_request, seeded
 from forgellm.supervisor.counts import Counts
 from forgellm.supervisor.deliveries import Deliveries
@@ -232,8 +232,7 @@ class Supervisor:
         request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
         name = self.settings.model_name(request.model)
-        is_there = self._loop.status.model(name) is not None
-        missing = _just_gone(name) if is_there else demanded(self.settings, self._budget_bytes, name)
+        missing = self._missing(name, request.load_policy)
         self._deliveries.expect(request.request_id, generation)
         self._loop.post(lambda now: self._submit(replace(request, model=name), missing, now))
         return generation
@@ -266,6 +265,12 @@ class Supervisor:
         """End a request early; unknown or ended ones are ignored."""
         self._loop.post(lambda now: self._pool.abort(request_id, now))
 
+    def _missing(self, name: str, policy: LoadPolicy | None) -> LoadOrder | ForgeLLMError:
+        """How to load the model if the pool finds that it is not, or what to answer then."""
+        if self._loop.status.model(name) is not None:
+            return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
+        return demanded(self.settings, self._budget_bytes, name, policy)
+
     def _submit(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> list[Effect]:
         self._tally.asked(request, now)
         return self._pool.submit(request, missing, now)
@@ -278,11 +283,6 @@ class Supervisor:
 
     def _real_name(self, model: str | None) -> str | None:
         return None if model is None else self.settings.model_name(model)
-
-
-def _just_gone(name: str) -> ModelUnloading:
-    """The answer if the model that was there a moment ago is not when the request reaches the pool."""
-    return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
 
 
 def _span_recorder(settings: Settings) -> Callable[[Ended], None] | None:
