@@ -26,6 +26,7 @@ from forgellm.errors import (
 )
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor.effects import Died
 from model_files import llama_folder
 
 pytestmark = pytest.mark.process
@@ -297,6 +298,7 @@ def test_chaos_033_a_request_to_a_worker_that_dies_this_instant_always_ends(star
         wait_until(lambda life=life: is_ready(pool, life))
 
 
+@pytest.mark.alone
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_200_kills_at_random_moments_are_all_noticed_and_survived(start_pool: StartPool) -> None:
@@ -316,9 +318,14 @@ def test_200_kills_at_random_moments_are_all_noticed_and_survived(start_pool: St
         pause.wait(dice.random() * 0.02)
         life, number = worker(pool).life, pid(pool)
         watcher = Watcher(pool, life)
-        killed = time.monotonic()
-        os.kill(number, signal.SIGKILL)
-        noticed.append(wait_until(lambda life=life: worker(pool).life > life))
+        with pool.watch() as watch:
+            killed = time.monotonic()
+            os.kill(number, signal.SIGKILL)
+            told_of: list[int] = []
+            while life not in told_of:
+                told_of += [each.life for each in watch.take(DEADLINE_S) if isinstance(each, Died)]
+                assert time.monotonic() - killed < DEADLINE_S
+            noticed.append(time.monotonic() - killed)
         bare.append(watcher.died_at() - killed)
         wait_until(lambda life=life: is_ready(pool, life))
         assert pool.generate("e", f"kill {kill}").result().text == f"kill {kill}"
