@@ -22,6 +22,7 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 StopStrings = Annotated[tuple[StopString, ...], Meta(max_length=64)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+ThinkingBudget = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 TimeoutSeconds = Annotated[float, Meta(ge=0, le=1e9)]
 KeepAliveSeconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
@@ -99,7 +100,9 @@ class Request:
 
     `messages` are chat turns ({"role", "content"}), rendered by the tokenizer's own chat template; `template` None
     leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
-    demands it. `prompt` is raw text, or token ids, given to the model as it is. `max_kv_size` caps this request's
+    demands it. `prompt` is raw text, or token ids, given to the model as it is. `thinking_budget`: so many tokens of
+    reasoning, then its end is forced (a character that was begun is finished first); a model that does not think keeps
+    to any. `max_kv_size` caps this request's
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
     supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
@@ -123,6 +126,7 @@ class Request:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     tools: Tools | None = None
     constraint: Constraint | None = None
+    thinking_budget: int | None = None
     max_kv_size: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     resume: tuple[int, ...] = ()

@@ -14,6 +14,11 @@ def _tools(name: str, value: Any) -> Check:
     return lambda body: getattr(body.to_requests()[0].tools, name, None) == value
 
 
+def _thinks(body: Any) -> bool:
+    (request,) = body.to_requests()
+    return (request.template_options, request.thinking_budget) == ({"enable_thinking": True}, 7)
+
+
 CONVERSATION = [
     {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     {
@@ -53,7 +58,7 @@ PROMPT: dict[str, tuple[Any, Check]] = {
     ),
     "tools": ([OWN_TOOL], _tools("functions", (TOOL,))),
     "tool_choice": ({"type": "tool", "name": "f"}, _tools("name", "f")),
-    "thinking": ({"type": "adaptive"}, asked("template_options", {"enable_thinking": True})),
+    "thinking": ({"type": "enabled", "budget_tokens": 7}, _thinks),
     "output_config": (
         {"format": {"type": "json_schema", "schema": SCHEMA}},
         constrained("json_schema", SCHEMA_TEXT),

@@ -86,6 +86,7 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "parallel_tool_calls": (False, _tools("parallel", False)),
         "reasoning_effort": ("low", asked("template_options", {"reasoning_effort": "low"})),
         "chat_template_kwargs": ({"enable_thinking": False}, asked("template_options", {"enable_thinking": False})),
+        "thinking_token_budget": (0, asked("thinking_budget", 0)),
     },
     CompletionBody: {
         **SAMPLED,

@@ -23,6 +23,7 @@ def asked(**options: Any) -> Request:
         ("timeouts", Timeouts(total_s=2.5)),
         ("constraint", Constraint(kind="regex", text="a+")),
         ("tools", TOOLS),
+        ("thinking_budget", 0),
         ("keep_alive_s", -1.0),
     ],
 )

@@ -23,6 +23,7 @@ class Pieces:
 
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
+        self.is_whole = True
 
     def push(self, token: int) -> str:
         return self._pieces[token]

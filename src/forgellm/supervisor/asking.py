@@ -9,16 +9,26 @@ from typing import Any, TypedDict
 import msgspec
 
 from forgellm.errors import InvalidRequest
-from forgellm.messages import Constraint, KeepAliveSeconds, Request, Sampling, Timeouts, TokenId, Tokens, Tools
+from forgellm.messages import (
+    Constraint,
+    KeepAliveSeconds,
+    Request,
+    Sampling,
+    ThinkingBudget,
+    Timeouts,
+    TokenId,
+    Tokens,
+    Tools,
+)
 
 
 class GenerateOptions(TypedDict, total=False):
     """What a call of generate() may say besides what is asked of whom. None is the same as not said.
 
     `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
-    model and the settings. `constraint` and `tools`: what the answer must look like, and what it may call. For these
-    and `max_kv_size` (tokens) and `keep_alive_s` see messages.Request; for all others, messages.Sampling. `stop` may
-    be one text.
+    model and the settings. `constraint` and `tools`: what the answer must look like, and what it may call. For these,
+    `thinking_budget` and `max_kv_size` (tokens) and `keep_alive_s` see messages.Request; for all others,
+    messages.Sampling. `stop` may be one text.
     """
 
     template: bool | None
@@ -26,6 +36,7 @@ class GenerateOptions(TypedDict, total=False):
     timeouts: Timeouts | None
     constraint: Constraint | None
     tools: Tools | None
+    thinking_budget: int | None
     keep_alive_s: float | None
     max_tokens: int | None
     temperature: float | None
@@ -47,6 +58,7 @@ _OF_REQUEST: Mapping[str, Any] = {
     "timeouts": Timeouts,
     "constraint": Constraint,
     "tools": Tools,
+    "thinking_budget": ThinkingBudget,
     "keep_alive_s": KeepAliveSeconds,
 }
 """The options that are fields of Request, and what each may be; all others are Sampling's."""

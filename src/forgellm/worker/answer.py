@@ -81,6 +81,13 @@ class Answer(TextStream):
     def has_calls(self) -> bool:
         return self._calls is not None and self._calls.count > 0
 
+    @property
+    def thinking(self) -> Thinking:
+        """Whether what comes next is reasoning, may be its beginning, or is past it."""
+        if self._state == self._in_reasoning:
+            return "is"
+        return "may" if self._may_think else "never"
+
     def push(self, token: int) -> str:
         """The text that may be shown after this token; what is not text waits in take_parts()."""
         new = self._decoder.push(token)

@@ -1,4 +1,4 @@
-"""Begins the answer of a request: what its text is taken apart into, and the guide that keeps it to a grammar.
+"""Begins the answer of a request: what its text is taken apart into, and what keeps it to a grammar and a budget.
 
 Runs no model. A thing that was asked for and cannot be kept to is an error here, before any work.
 """
@@ -10,7 +10,9 @@ from forgellm.messages import Request
 from forgellm.worker.answer import Answer, CallReader, Thinking
 from forgellm.worker.grammar import Calls, grammar
 from forgellm.worker.guide import Guide, Guides
+from forgellm.worker.sampling import Processor
 from forgellm.worker.text import TextStream, TokenText
+from forgellm.worker.thought_limit import ThoughtLimit
 from forgellm.worker.tools import format_of
 
 
@@ -26,6 +28,7 @@ class Answers:
         if self._format.is_native:
             named += (tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens)
         self.texts.reveal(token for tokens in named for token in tokens)
+        self._end_mark = list(map(int, tokenizer.think_end_tokens)) if self._marks else []
         self._has_template = bool(tokenizer.has_chat_template)
         self._guides = Guides(self.texts, vocab_size, sorted(map(int, tokenizer.eos_token_ids)))
 
@@ -41,8 +44,9 @@ class Answers:
         }
         return tuple(name for name, is_so in has.items() if is_so)
 
-    def begin(self, request: Request, prompt: list[int]) -> tuple[TextStream, Guide | None]:
-        """The answer's stream and guide, after the tokens of `resume`. Raises InvalidRequest."""
+    def begin(self, request: Request, prompt: list[int]) -> tuple[TextStream, list[Processor]]:
+        """The answer's stream, after the tokens of `resume`, and what keeps it to what was asked for: the last changes
+        of the logits, in this order, for nothing may undo them. Raises InvalidRequest."""
         thinking = self._thinking(request, prompt)
         wants_calls = request.tools is not None and request.tools.choice != "none"
         guide, is_guided = self._guide(request, thinking, wants_calls)
@@ -67,7 +71,12 @@ class Answers:
             if guide is not None:
                 guide.take(token)
         stream.take_parts()
-        return stream, guide
+        changes: list[Processor] = [guide] if guide is not None else []
+        if request.thinking_budget is not None and thinking != "never" and self._end_mark:
+            alike = self.texts.decoder(is_continuation=True)  # a space at the beginning is no reasoning
+            reader = Answer(alike, (), thinking=thinking, think_marks=self._marks or ("", ""))
+            changes.append(ThoughtLimit(request.thinking_budget, reader, self._end_mark, len(prompt)))
+        return stream, changes
 
     def _guide(self, request: Request, thinking: Thinking, wants_calls: bool) -> tuple[Guide | None, bool]:
         """(the guide if there is anything to keep to, whether it keeps calls to the form that can be streamed)."""

@@ -167,10 +167,8 @@ class MLXEngine:
                 f"logit_bias names token {bad}; this model knows 0 to {self._vocab_size - 1}", field="logit_bias"
             )
         cap = self._cap_for(request.max_kv_size)
-        stream, guide = self._answers.begin(request, prompt)
-        changes = sampling.processors(wanted, len(prompt))
-        if guide is not None:
-            changes.append(guide)  # last: nothing may undo it
+        stream, kept_to = self._answers.begin(request, prompt)
+        changes = sampling.processors(wanted, len(prompt)) + kept_to
         tokens = prompt + resume
         cache, cached = self._prefixes.take(tokens, cap)
         running = Running(

@@ -116,6 +116,10 @@ class Decoder(Protocol):
     def push(self, token: int) -> str:
         """The text that is whole now; bytes that can never become text are U+FFFD."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of a code point waits for the rest of it."""
+
 
 class _ByteDecoder:
     def __init__(self, bytes_of: Callable[[int], bytes], strips_first_space: bool) -> None:
@@ -129,6 +133,10 @@ class _ByteDecoder:
             self._strips = False
             return text.removeprefix(" ")
         return text
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._utf8.getstate()[0]
 
 
 class _WindowDecoder:
@@ -150,6 +158,10 @@ class _WindowDecoder:
             return ""
         self._shown, self._new = self._new, []
         return text[len(before) :]
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._new
 
 
 class StopMatcher:
@@ -202,6 +214,11 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that may be shown after this token; sets `is_stopped` if a stop string was completed."""
         return self._matched(self._decoder.push(token))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last token ended with a whole code point."""
+        return self._decoder.is_whole
 
     @property
     def has_calls(self) -> bool:

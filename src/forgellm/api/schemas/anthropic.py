@@ -135,7 +135,7 @@ class ThinkingChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether the model thinks before it answers."""
 
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: int | None = None
+    budget_tokens: Tokens | None = None
 
 
 class OutputFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,7 +171,7 @@ class CountBody(Body, frozen=True, kw_only=True):
         ThinkingChoice | None,
         honoured(
             "`enabled` or `adaptive`, and `disabled`: given to the chat template as `enable_thinking`, refused "
-            "where it has no such word; `budget_tokens` is refused"
+            "where it has no such word; `budget_tokens`: so many tokens of thinking, then its end is forced"
         ),
     ] = None
     output_config: Annotated[
@@ -186,7 +186,12 @@ class CountBody(Body, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         self._turns()
         self._tools()
-        self._template_options()
+        if self._thinking_budget is not None and self.thinking is not None and self.thinking.type != "enabled":
+            raise invalid("thinking.budget_tokens", f'needs the type "enabled", not "{self.thinking.type}"')
+
+    @property
+    def _thinking_budget(self) -> int | None:
+        return self.thinking.budget_tokens if self.thinking is not None else None
 
     @property
     def names(self) -> dict[str, str]:
@@ -207,6 +212,7 @@ class CountBody(Body, frozen=True, kw_only=True):
             template_options=self._template_options(),
             tools=self._tools(),
             constraint=constraints.json_schema(wanted.schema) if wanted is not None else None,
+            thinking_budget=self._thinking_budget,
             sampling=sampling,
             count_only=count_only,
         )
@@ -233,12 +239,6 @@ class CountBody(Body, frozen=True, kw_only=True):
     def _template_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if self.thinking is not None:
-            if self.thinking.budget_tokens is not None:
-                raise Unsupported(
-                    "`thinking.budget_tokens` is not accepted: no model here can be held to one; leave it out, or send "
-                    'the type "adaptive", and bound the whole answer by `max_tokens`',
-                    field="thinking.budget_tokens",
-                )
             options["enable_thinking"] = self.thinking.type != "disabled"
         if self.output_config is not None and self.output_config.effort is not None:
             options["reasoning_effort"] = self.output_config.effort
@@ -265,6 +265,13 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     ] = None
     container: Annotated[Any, refused("this server runs no code of a model")] = None
     inference_geo: Annotated[Any, refused("the model runs where this server does")] = None
+
+    def __post_init__(self) -> None:
+        CountBody.__post_init__(self)
+        budget = self._thinking_budget
+        if budget is not None and budget >= self.max_tokens:
+            says = f"is {budget}, which `max_tokens` ({self.max_tokens}) must be more than, to leave an answer room"
+            raise invalid("thinking.budget_tokens", says)
 
     def to_requests(self) -> list[Request]:
         """One request. Its id is born here."""

@@ -9,7 +9,7 @@ from forgellm.api.schemas.body import honoured, invalid, no_effect, only, refuse
 from forgellm.api.schemas.constraints import Function, ToolName, tools_of
 from forgellm.api.schemas.openai import NO_ACCOUNT, UNLIMITED, Sampled, ToolChoiceWord, new_ids
 from forgellm.errors import Unsupported
-from forgellm.messages import Request, Tokens, Tools, TopLogprobs
+from forgellm.messages import Request, ThinkingBudget, Tokens, Tools, TopLogprobs
 
 OnlyText = Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
 
@@ -127,6 +127,9 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     chat_template_kwargs: Annotated[
         dict[str, Any], honoured("further variables of the chat template, such as `enable_thinking`")
     ] = {}  # noqa: RUF012 - msgspec copies it
+    thinking_token_budget: Annotated[
+        ThinkingBudget | None, honoured("so many tokens of reasoning, then its end is forced (vLLM's name)")
+    ] = None
     service_tier: Annotated[
         Literal["auto", "default"] | None, no_effect("there is one tier, which both words mean")
     ] = None
@@ -174,6 +177,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
                 template_options=options,
                 tools=tools,
                 constraint=constraint,
+                thinking_budget=self.thinking_token_budget,
                 sampling=self.sampling(longest, logprobs, choice),
             )
             for choice, request_id in enumerate(new_ids("chatcmpl", self.n))
