@@ -8,7 +8,7 @@ from forgellm.errors import ModelFailed, TemplateError
 from forgellm.messages import Abort, Generate, Request, Usage
 from forgellm.states import WorkerState
 from forgellm.supervisor import narrator
-from forgellm.supervisor.effects import Announce, Deliver, Died, Effect, Evicted, Send
+from forgellm.supervisor.effects import Announce, Deliver, Died, Effect, Evicted, Kept, Send
 
 REQUEST = Request(request_id="gen-1", model="m", prompt="a secret")
 AGAIN = Request(request_id="gen-1", model="m", prompt="a secret", resume=(1, 2, 3))
@@ -24,6 +24,11 @@ AGAIN = Request(request_id="gen-1", model="m", prompt="a secret", resume=(1, 2, 
         ),
         (Died("m#1", 2, "hang", "no step for 60 s"), "WARNING", "m#1 (life 2) died: hang: no step for 60 s"),
         (Evicted("m", "memory", "idle, and b needs its memory"), "INFO", "m is evicted: idle, and b needs its memory"),
+        (
+            Kept("m", "it needs 3 GB"),
+            "WARNING",
+            "m goes on with the files it has, not those of its settings: it needs 3 GB",
+        ),
         (Send(3, Generate(REQUEST)), "DEBUG", "request gen-1 runs at life 3"),
         (Send(4, Generate(AGAIN)), "INFO", "request gen-1 goes on at life 4, after 3 tokens"),
         (Deliver("gen-1", ModelFailed("m has failed")), "INFO", "gen-1 ended with model_failed"),

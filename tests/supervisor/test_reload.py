@@ -1,16 +1,21 @@
 """Other settings for a running pool: what the plan says, and that only what changed is touched."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 from pools import StartPool, wait_until
+from test_budget import Machine, sized
 from world import World, order
 
 from forgellm import ModelConfig, Settings, Supervisor
+from forgellm.api.status import warnings
 from forgellm.config import TakesEffect
 from forgellm.errors import ConfigError, ModelUnloading
 from forgellm.states import WorkerState
+from forgellm.supervisor.effects import Kept, Orders
+from forgellm.supervisor.orders import reload_orders
 from forgellm.supervisor.reload import AT_ONCE, IN_LOADS, diff, effective, takes_effect, touched
 from forgellm.supervisor.slots import LoadOrder
 
@@ -173,6 +178,70 @@ def test_other_files_under_the_same_name_replace_the_model() -> None:
     world.leave(old)
     assert world.model().state is S.STARTING
     assert world.pool.status().current == "current"
+
+
+def other_files(weights: int) -> LoadOrder:
+    wanted = sized("m", weights)
+    return replace(wanted, source=replace(wanted.source, path="/new"))
+
+
+def reloaded(machine: Machine, wanted: LoadOrder) -> None:
+    settings = Settings(spare=False, memory_soft_limit=1.0)
+    machine.do(machine.pool.reload(settings, 100, [wanted], machine.now, stale=["m"]))
+
+
+def crowded() -> tuple[Machine, int]:
+    """A model of 30 bytes, whose settings now name files of 70, beside a pinned one of 50, in a budget of 100."""
+    machine = Machine()
+    machine.hold("pinned", 50, pin=True)
+    life = machine.hold("m", 30)
+    machine.on_demand["m"] = other_files(70)
+    reloaded(machine, other_files(70))
+    return machine, life
+
+
+def test_other_files_that_do_not_fit_leave_the_model_as_it_is_and_the_status_says_why() -> None:
+    machine, life = crowded()
+    why = machine.model().outdated
+    assert why is not None
+    assert why.startswith("m needs ")
+    assert "(pinned)" in why
+    assert [effect for effect in machine.effects if isinstance(effect, Kept)] == [Kept("m", why)]
+    assert (machine.model().state, machine.model().error, machine.model().path) == (S.READY, None, None)
+    assert machine.life_of(machine.ask()) == life
+    assert machine.pool.orders().outdated == ("m",)
+    assert warnings(machine.model()) == [f"outdated: its settings name other files, which were not loaded: {why}"]
+
+
+@pytest.mark.parametrize("wanted", [sized("m", 30, ttl_s=9.0), other_files(40)], ids=["the old files", "smaller ones"])
+def test_a_later_reload_that_can_be_followed_is(wanted: LoadOrder) -> None:
+    machine, life = crowded()
+    reloaded(machine, wanted)
+    if wanted.source.path:
+        machine.leave(life)
+    assert machine.model().outdated is None
+    assert (machine.model().ttl_s, machine.model().path) == (wanted.ttl_s, wanted.source.path)
+    assert machine.pool.orders().outdated == ()
+
+
+def test_a_model_that_could_not_follow_its_settings_comes_back_from_an_eviction_as_they_say() -> None:
+    machine, life = crowded()
+    machine.unload("pinned", force=True)
+    machine.leave(machine.alive[0])
+    machine.order("big", 90)
+    machine.leave(life)
+    machine.ready(machine.alive[0])
+    machine.ask()
+    machine.leave(machine.alive[0])
+    assert machine.model().path == "/new"
+
+
+def test_a_reload_tries_those_again_that_could_not_follow_the_last_one() -> None:
+    """Though nothing differs in the file: the memory may be free now."""
+    now = settings(m={"ttl_s": 5.0}, other={})
+    loaded = {"m": order(), "other": order("other"), "gone": order("gone")}
+    _, orders = reload_orders(now, now, 1 << 30, Orders(loaded, ("m", "gone")))
+    assert [each.source.name for each in orders] == ["m"]
 
 
 def test_what_is_gone_meanwhile_is_left_alone() -> None:

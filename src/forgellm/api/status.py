@@ -66,9 +66,12 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
 
 def warnings(model: ModelStatus) -> list[str]:
     """What whoever uses a loaded model should know, a word and a sentence each."""
-    if model.info is None or model.info.integrity != "unverified":
-        return []
-    return ["unverified: no sha256 of its weights was compared, so damage to the files would not be noticed"]
+    found = (
+        [f"outdated: its settings name other files, which were not loaded: {model.outdated}"] if model.outdated else []
+    )
+    if model.info is not None and model.info.integrity == "unverified":
+        found.append("unverified: no sha256 of its weights was compared, so damage to the files would not be noticed")
+    return found
 
 
 def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def show_workers(status: Status) -> None:
                 str(model["queue_depth"]),
                 f"{max(0.0, now - worker['since']):.0f} s",
             )
+        if outdated := [line for line in model.get("warnings", ()) if line.startswith("outdated")]:
+            table.add_row("", f"[yellow]{outdated[0]}")
         if model.get("error"):
             table.add_row("", f"[red]{model['error']}")
     if not status["models"]:

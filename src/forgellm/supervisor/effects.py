@@ -69,9 +69,10 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What is loaded, by name, as it was asked for."""
+    """What is loaded, by name, as it was asked for; and of those, which could not follow their settings so far."""
 
     by_name: Mapping[str, LoadOrder]
+    outdated: tuple[str, ...] = ()
 
 
 News = Chunk | Prefill | Loaded | Orders | Unloaded | Drained | LoadPlan | Counts | ForgeLLMError
@@ -130,4 +131,12 @@ class Evicted:
     reason: str
 
 
-Effect = Spawn | Send | Signal | Deliver | Announce | Progressed | Died | Evicted
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A model goes on serving from the files it has, though its settings name others now: those cannot be loaded."""
+
+    model: str
+    reason: str
+
+
+Effect = Spawn | Send | Signal | Deliver | Announce | Progressed | Died | Evicted | Kept

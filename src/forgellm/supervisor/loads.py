@@ -19,7 +19,7 @@ from forgellm.errors import (
 from forgellm.messages import Request
 from forgellm.states import IS_LOADING, WorkerState
 from forgellm.supervisor.budget import Budget
-from forgellm.supervisor.effects import Evicted, Loaded, Unloaded
+from forgellm.supervisor.effects import Evicted, Kept, Loaded, Unloaded
 from forgellm.supervisor.fairness import line, turn_at
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
@@ -142,6 +142,11 @@ class Loads:
         if model is None or model.is_unloading:
             return
         if model.order.source != order.source:
+            plan = self._budget.plan(order, now)
+            if not plan.fits:
+                model.outdated = plan.reason
+                self._out.do(Kept(model.name, plan.reason))
+                return
             current = self.current
             self.load(order, "", now)  # nobody waits: the outcome shows in the status
             self.current = current
@@ -169,7 +174,7 @@ class Loads:
 
     def _fill(self, model: Model, order: LoadOrder, now: float, *, is_wanted: bool = False) -> None:
         """Bring the model to what the order asks: as many slots, each of them started."""
-        model.order = order
+        model.order, model.outdated = order, ""
         model.grow(order.replicas, now)
         staying = model.staying()
         for slot in staying[: order.replicas]:
@@ -197,10 +202,11 @@ class Loads:
 
     def evict(self, model: Model, cause: Literal["memory", "idle"], reason: str, now: float) -> None:
         """Unload a model that nobody asked to be unloaded. It comes back when it is wanted: what is queued, or not
-        finished in time, waits for that."""
+        finished in time, waits for that. With the files of its settings then, if they had to be kept out until now."""
         self._out.do(Evicted(model.name, cause, reason))
         model.is_unloading = model.is_put_away = True
-        self._gone_orders[model.name] = model.order
+        if not model.outdated:
+            self._gone_orders[model.name] = model.order
         leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
         self._out.fail_all(model.load_tickets, leaving)
         for slot in model.slots:

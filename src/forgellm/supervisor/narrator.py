@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Generate
-from forgellm.supervisor.effects import Announce, Deliver, Died, Effect, Evicted, Send
+from forgellm.supervisor.effects import Announce, Deliver, Died, Effect, Evicted, Kept, Send
 
 log = logging.getLogger("forgellm.supervisor")
 
@@ -23,6 +23,9 @@ def tell(effects: Iterable[Effect]) -> None:
             case Evicted(model, cause, reason):
                 data = {"model": model, "cause": cause, "reason": reason}
                 log.info("%s is evicted: %s", model, reason, extra={"data": data})
+            case Kept(model, reason):
+                line = "%s goes on with the files it has, not those of its settings: %s"
+                log.warning(line, model, reason, extra={"data": {"model": model, "reason": reason}})
             case Send(life, Generate(request)):
                 known = {"request_id": request.request_id, "model": request.model, "life": life}
                 if request.resume:

@@ -14,6 +14,7 @@ from forgellm.config import ModelConfig, Settings
 from forgellm.errors import ConfigError, ForgeLLMError, InvalidRequest, ModelNotLoaded, Unsupported
 from forgellm.messages import EngineOptions, LoadPolicy
 from forgellm.supervisor import deadlines
+from forgellm.supervisor.effects import Orders
 from forgellm.supervisor.reload import ReloadPlan, diff, effective, touched
 from forgellm.supervisor.slots import LoadOrder
 
@@ -110,14 +111,16 @@ def _is_on_demand(settings: Settings, config: ModelConfig, policy: LoadPolicy | 
     return config.preload or (config.load_policy or policy or settings.load_policy) == "on_demand"
 
 
-def reload_orders(
-    old: Settings, new: Settings, budget_bytes: int, loaded: Mapping[str, LoadOrder]
-) -> tuple[ReloadPlan, list[LoadOrder]]:
-    """What going over from `old` settings to `new` ones does, and the orders of the loaded models that it changes.
+def reload_orders(old: Settings, new: Settings, budget_bytes: int, now: Orders) -> tuple[ReloadPlan, list[LoadOrder]]:
+    """What going over from `old` settings to `new` ones does, and the orders of the loaded models (`now`) that it
+    changes; those that could not follow their settings before are tried again.
 
     Raises ConfigError naming the model whose new entry cannot be used."""
     wanted = effective(old, new)
-    orders = {name: _anew(wanted, budget_bytes, name, loaded[name].given) for name in touched(old, new, loaded)}
+    loaded = now.by_name
+    again = (name for name in now.outdated if name in new.models)
+    names = dict.fromkeys((*touched(old, new, loaded), *again))
+    orders = {name: _anew(wanted, budget_bytes, name, loaded[name].given) for name in names}
     plan = diff(old, new, loaded, orders)
     for name in plan.loaded:
         _anew(wanted, budget_bytes, name, {})

@@ -66,6 +66,7 @@ def _model(model: Model, budget: Budget, *, is_drained: bool) -> ModelStatus:
         ttl_s=model.ttl_s,
         pin=model.pin,
         is_drained=is_drained,
+        outdated=model.outdated or None,
         aliases=model.order.aliases,
         context_length=model.order.options.context_length,
         max_kv_size=model.order.options.max_kv_size,

@@ -119,7 +119,9 @@ class Pool:
 
     def orders(self) -> Orders:
         """What is loaded, as it was asked for."""
-        return Orders({name: model.order for name, model in self._models.items() if not model.is_unloading})
+        loaded = {name: model for name, model in self._models.items() if not model.is_unloading}
+        outdated = tuple(name for name, model in loaded.items() if model.outdated)
+        return Orders({name: model.order for name, model in loaded.items()}, outdated)
 
     def reload(
         self,

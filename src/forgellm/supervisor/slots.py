@@ -118,6 +118,7 @@ class Model:
     next_tickets: list[str] = field(default_factory=list)
     is_unloading: bool = False
     is_retired: bool = False  # no longer in the settings: finishes what it has, and is unloaded
+    outdated: str = ""  # why it is not replaced though its settings name other files
     is_put_away: bool = False  # unloading by the pool's own decision: requests wait until it is loaded again
     keep_alive_s: float | None = None  # as the last request that said something of it wants
     ready_at: float | None = None  # when the first of its workers was ready

@@ -36,7 +36,8 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """One model: the best state of its replicas, and the replicas. `error` says why it failed, or None."""
+    """One model: the best state of its replicas, and the replicas. `error` says why it failed, `outdated` why it goes
+    on with files that its settings no longer name; or None."""
 
     name: str
     path: str | None
@@ -56,6 +57,7 @@ class ModelStatus:
     max_kv_size: int | None
     info: ModelInfo | None
     workers: tuple[WorkerStatus, ...]
+    outdated: str | None = None
     aliases: tuple[str, ...] = ()
 
 

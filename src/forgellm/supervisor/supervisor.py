@@ -170,7 +170,7 @@ class Supervisor:
             answer = ticket.wait(START_DEADLINE_S)
             if not isinstance(answer, Orders):
                 raise ShuttingDown("the supervisor does not answer")
-            plan, orders = reload_orders(self.settings, wanted, self._budget_bytes, answer.by_name)
+            plan, orders = reload_orders(self.settings, wanted, self._budget_bytes, answer)
             if dry_run:
                 return plan
             self.settings = found = effective(self.settings, wanted)
