@@ -10,7 +10,7 @@ from forgellm.errors import ConfigError
 from forgellm.messages import Request
 from forgellm.supervisor import Supervisor
 from forgellm.supervisor.effects import Effect
-from forgellm.supervisor.spans import exporting_recorder, recorder
+from forgellm.supervisor.spans import Exporter, recorder
 from forgellm.supervisor.tally import Tally
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
@@ -83,7 +83,7 @@ def test_a_request_that_is_refused_has_the_phases_it_came_to_and_its_error():
 def test_without_the_extra_the_setting_is_refused_with_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"forgellm\[otel\]"):
-        exporting_recorder()
+        Exporter()
     with pytest.raises(ConfigError, match="otel"):
         Supervisor(Settings(otel=True, cache_dir=str(tmp_path)))
 

@@ -5,6 +5,8 @@ supervisor's thread: spans are queued here, and sent by the exporter's own.
 """
 
 import importlib.metadata
+import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +14,40 @@ from typing import Any
 from forgellm.errors import ConfigError
 from forgellm.supervisor.tally import Ended
 
+LAST_SPANS_S = 3.0  # at the end, for those that have not been sent yet
 
-def exporting_recorder() -> Callable[[Ended], None]:
-    """A recorder that sends by OTLP over HTTP to where the OTEL_EXPORTER_OTLP_* variables say.
+log = logging.getLogger(__name__)
 
-    Raises ConfigError if the extra is not installed."""
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - the same extra
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - the same extra
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - the same extra
-    except ImportError as error:
-        needed = f"the setting `otel` needs more packages ({error}); pip install 'forgellm[otel]'"
-        raise ConfigError(needed, field="otel") from error
-    provider = TracerProvider(resource=Resource.create({"service.name": "forgellm"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return recorder(provider)
+
+class Exporter:
+    """Sends a span for each request by OTLP over HTTP, to where the OTEL_EXPORTER_OTLP_* variables say.
+
+    record() from the supervisor's thread; close() once, at the end. Raises ConfigError if the extra is missing."""
+
+    def __init__(self) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415 - the same extra
+            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - the same extra
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - the same extra
+        except ImportError as error:
+            needed = f"the setting `otel` needs more packages ({error}); pip install 'forgellm[otel]'"
+            raise ConfigError(needed, field="otel") from error
+        own = Resource.create({"service.name": "forgellm", "service.version": _release()})
+        self._sender = OTLPSpanExporter()
+        # Not at exit, where the SDK would wait as long as it likes: close() ends it.
+        self._provider = TracerProvider(resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._sender))
+        self.record = recorder(self._provider)
+
+    def close(self, timeout_s: float = LAST_SPANS_S) -> None:
+        """Send what is waiting, within `timeout_s`; a collector that does not take it holds nobody up any longer."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        sending.start()
+        sending.join(timeout_s)
+        if sending.is_alive():
+            log.warning("the collector of OpenTelemetry did not take the last spans within %g s", timeout_s)
+            self._sender.shutdown()
 
 
 def recorder(provider: Any) -> Callable[[Ended], None]:
@@ -36,7 +56,7 @@ def recorder(provider: Any) -> Callable[[Ended], None]:
     `provider`: an OpenTelemetry TracerProvider. No span holds a prompt or an answer."""
     from opentelemetry.trace import Status, StatusCode, set_span_in_context  # noqa: PLC0415 - an extra
 
-    tracer = provider.get_tracer("forgellm", importlib.metadata.version("forgellm"))
+    tracer = provider.get_tracer("forgellm", _release())
 
     def record(ended: Ended) -> None:
         offset_ns = time.time_ns() - time.monotonic_ns()
@@ -62,3 +82,7 @@ def recorder(provider: Any) -> Callable[[Ended], None]:
 def _ns(instant: float, offset_ns: int) -> int:
     """A monotonic instant as nanoseconds of wall time."""
     return int(instant * 1e9) + offset_ns
+
+
+def _release() -> str:
+    return importlib.metadata.version("forgellm")

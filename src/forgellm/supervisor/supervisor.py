@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from forgellm import catalog
 from forgellm.config import Settings
@@ -37,8 +37,11 @@ from forgellm.supervisor.process import log_stem
 from forgellm.supervisor.reload import ReloadPlan, effective
 from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
-from forgellm.supervisor.tally import Ended, Tally
+from forgellm.supervisor.tally import Tally
 from forgellm.supervisor.watch import Watch, Watches
+
+if TYPE_CHECKING:
+    from forgellm.supervisor.spans import Exporter
 
 
 class Supervisor:
@@ -52,7 +55,8 @@ class Supervisor:
         self._budget_bytes = self.settings.memory_budget_bytes or automatic_budget_bytes()
         self._pool = Pool(self.settings, self._budget_bytes, log_stem(self.settings.log_path))
         self._deliveries = Deliveries()
-        self._tally = Tally(_span_recorder(self.settings))
+        self._spans = _span_exporter(self.settings)
+        self._tally = Tally(self._spans.record if self._spans else None)
         self._watches = Watches()
         self.downloads = catalog.Downloads(self._loaded_from)
         self._loop = Loop(self.settings, self._pool, self._deliveries, tally=self._tally, watches=self._watches)
@@ -70,6 +74,9 @@ class Supervisor:
         atexit.unregister(self.stop)
         self.downloads.close()
         self._loop.stop(timeout_s)
+        if self._spans:
+            self._spans.close()
+            self._spans = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -285,9 +292,9 @@ class Supervisor:
         return None if model is None else self.settings.model_name(model)
 
 
-def _span_recorder(settings: Settings) -> Callable[[Ended], None] | None:
+def _span_exporter(settings: Settings) -> "Exporter | None":
     if not settings.otel:
         return None
-    from forgellm.supervisor.spans import exporting_recorder  # noqa: PLC0415 - an extra that few have
+    from forgellm.supervisor.spans import Exporter  # noqa: PLC0415 - an extra that few have
 
-    return exporting_recorder()
+    return Exporter()
