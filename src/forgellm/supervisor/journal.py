@@ -5,8 +5,6 @@ costs the memory of it, nothing else. Times here are the wall's: they are compar
 """
 
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from forgellm import private_file
 from forgellm.errors import ForgeLLMError
 from forgellm.supervisor.status import PoolStatus
 
@@ -147,11 +146,7 @@ class Journal:
     def _write(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=self._path.name, delete=False) as new:
-                new.write(msgspec.json.format(msgspec.json.encode(self._record)))
-                new.flush()
-                os.fsync(new.fileno())
-            Path(new.name).replace(self._path)
+            private_file.replace(self._path, msgspec.json.format(msgspec.json.encode(self._record)))
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:
