@@ -114,7 +114,7 @@ def implied_parameters(config: dict[str, Any]) -> int:
         head_dim = config.get("head_dim") or hidden // heads
         per_layer = 2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * config["intermediate_size"]
         return int(config["vocab_size"] * hidden + layers * per_layer)
-    sizes = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    sizes = _of_text(config)
     hidden, layers, vocab = (sizes.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
     if isinstance(hidden, int) and isinstance(layers, int) and isinstance(vocab, int):
         if _module(config) in ENCODERS:
@@ -128,7 +128,7 @@ def kv_bytes_per_token(config: dict[str, Any]) -> int:
 
     An upper bound for models with sliding windows or compressed attention; 0 if the sizes are not plain numbers.
     """
-    sizes = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    sizes = _of_text(config)
     layers, heads, hidden = (sizes.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(hidden, int)):
         return 0
@@ -181,15 +181,25 @@ def _is_known(module: str) -> bool:
 
 def _check_bounds(path: Path, sizes: dict[str, Any]) -> None:
     for key, (low, high) in _BOUNDS.items():
-        value = sizes.get(key)
-        for number in value if isinstance(value, list) else [value]:  # some architectures have one value a layer
-            if number is not None and not (type(number) is int and low <= number <= high):
+        for number in _values(sizes, key):
+            if not (type(number) is int and low <= number <= high):
                 raise ModelInvalid(f"{path}: `{key}` is {str(number)[:50]}; it must be a whole number, {low} to {high}")
     for key in _POSITIVE:
-        value = sizes.get(key)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and not (type(number) in (int, float) and 0 < number < math.inf):
+        for number in _values(sizes, key):
+            if not (type(number) in (int, float) and 0 < number < math.inf):
                 raise ModelInvalid(f"{path}: `{key}` is {str(number)[:50]}; it must be a positive number")
+
+
+def _values(sizes: dict[str, Any], key: str) -> list[Any]:
+    """What is given for a key; some architectures have one value a layer."""
+    value = sizes.get(key)
+    return [number for number in (value if isinstance(value, list) else [value]) if number is not None]
+
+
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the config with the sizes of the text model."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
 
 
 def _check_llama(path: Path, config: dict[str, Any]) -> None:

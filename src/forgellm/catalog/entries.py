@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from forgellm.catalog import demo, folder, hub, integrity
-from forgellm.catalog.resolve import model_files, models_root
+from forgellm.catalog.resolve import is_path, model_files, models_root
 from forgellm.config import Settings
 from forgellm.messages import Integrity, Task
 
@@ -48,7 +48,7 @@ def entries(settings: Settings) -> list[CatalogEntry]:
 
 def _configured(settings: Settings) -> Iterator[CatalogEntry]:
     for name, config in settings.models.items():
-        path = Path(config.source).expanduser().absolute() if config.source.startswith(("/", "./", "~")) else None
+        path = Path(config.source).expanduser().absolute() if is_path(config.source) else None
         yield CatalogEntry(
             id=name,
             name=name,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from forgellm.errors import ModelInvalid
 
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
-_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
-_MAIN = "main"
-_REVISION = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
+MAIN = "main"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
 
 
 def cache_root(env: Mapping[str, str] = os.environ) -> Path:
@@ -29,12 +29,13 @@ def find(name: str) -> Path | None:
     Raises ModelInvalid if the cache holds the repository, but not the files of that ref.
     """
     repo, at, ref = name.partition("@")
-    if not _REPO.fullmatch(repo) or "--" in repo or ".." in name or (at and not _REF.fullmatch(ref)):
+    revision = ref if at else MAIN
+    if not (is_repository(repo) and is_revision(revision)):
         return None
     repository = repository_folder(repo)
     if not repository.is_dir():
         return None
-    snapshot = _snapshot(repository, ref or _MAIN)
+    snapshot = _snapshot(repository, revision)
     if snapshot is None:
         raise ModelInvalid(
             f"the cache holds only a part of {name} ({repository}); run `forgellm pull {name}` or `hf download {repo}`"
@@ -52,9 +53,19 @@ def lock_of(repo: str) -> Path:
     return cache_root() / ".locks" / repository_folder(repo).name / "forgellm.lock"
 
 
+def is_repository(text: str) -> bool:
+    """Whether `text` can be a repository's name, and so a folder of the cache."""
+    return _REPOSITORY.fullmatch(text) is not None and "--" not in text and ".." not in text
+
+
+def is_revision(text: str) -> bool:
+    """Whether `text` can be a branch, a tag or a commit, and so a path below `refs`."""
+    return _REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text and not text.endswith("/")
+
+
 def is_commit(text: str) -> bool:
     """Whether `text` can be a commit, and so the name of a snapshot's folder."""
-    return _REVISION.fullmatch(text) is not None
+    return _COMMIT.fullmatch(text) is not None
 
 
 def repositories() -> dict[str, Path]:
@@ -68,7 +79,7 @@ def repositories() -> dict[str, Path]:
         name = folder.name.removeprefix("models--").replace("--", "/")
         for ref in _refs(folder):
             if snapshot := _snapshot(folder, ref):
-                found[name if ref == _MAIN else f"{name}@{ref}"] = snapshot
+                found[name if ref == MAIN else f"{name}@{ref}"] = snapshot
     return found
 
 

@@ -6,11 +6,8 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from forgellm.catalog import hub
 from forgellm.errors import InvalidRequest, ModelInvalid, UnsupportedFormat
-
-REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?", re.ASCII)
-REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}", re.ASCII)
-MAIN = "main"
 
 _TEXTS = (".json", ".jinja", ".tiktoken")
 _TOKENIZERS = frozenset({"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "merges.txt"})
@@ -74,24 +71,19 @@ def parse(name: str, revision: str | None = None) -> Order:
     repository, at, inline = name.partition("@")
     if at and revision is not None and revision != inline:
         raise InvalidRequest("the model names a revision already; leave `revision` out", field="revision")
-    wanted = inline if at else MAIN if revision is None else revision
-    if not REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
+    wanted = inline if at else hub.MAIN if revision is None else revision
+    if not hub.is_repository(repository):
         raise InvalidRequest(
             f"{name[:200]!r} is no repository of the Hugging Face Hub: those are called ORG/NAME", field="model"
         )
-    if not is_revision(wanted):
+    if not hub.is_revision(wanted):
         raise InvalidRequest(f"{wanted[:200]!r} is no revision: give a branch, a tag or a commit", field="revision")
     return Order(repository, wanted)
 
 
-def is_revision(text: str) -> bool:
-    """Whether `text` can be a revision, and so a path below `refs`."""
-    return REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text and not text.endswith("/")
-
-
 def model_name(order: Order) -> str:
     """What the model is loaded by once it is here."""
-    return order.repository if order.revision == MAIN else f"{order.repository}@{order.revision}"
+    return order.repository if order.revision == hub.MAIN else f"{order.repository}@{order.revision}"
 
 
 def wanted(files: Sequence[File], repository: str) -> list[File]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from forgellm.catalog import hub
 from forgellm.catalog.lock import exclusive
-from forgellm.catalog.pulling import REPOSITORY
 from forgellm.errors import InvalidRequest, ModelInUse, ModelNotFound
 
 LOCK_TIMEOUT_S = 0.5
@@ -29,7 +28,7 @@ def remove(name: str, user_of: Callable[[Path], str | None]) -> Removed:
     `user_of(folder)`: the loaded model whose files are below `folder`, if any. Raises InvalidRequest for a name that is
     no repository (a folder, a configured or the demo model), ModelNotFound, ModelInUse, and Unavailable while another
     process writes it. It disappears at once, by a rename; then its bytes are given back."""
-    if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
+    if not hub.is_repository(name):
         raise InvalidRequest(
             f"only repositories of the Hugging Face cache (ORG/NAME, all revisions together) are removed; "
             f"{name[:200]!r} is none: remove a folder or a file of your own by hand",

@@ -120,7 +120,7 @@ def _from_files(name: str, settings: Settings) -> ModelSource:
             parameters=demo.PARAMETERS,
             kv_bytes_per_token=demo.KV_BYTES_PER_TOKEN,
         )
-    found = _path_of(name, "model_name") if _is_path(name) else (_below_root(name, settings) or hub.find(name))
+    found = _path_of(name, "model_name") if is_path(name) else (_below_root(name, settings) or hub.find(name))
     if found is None or not _exists(found) or not (found.is_dir() or found.suffix.lower() == ".gguf"):
         raise _not_found(name, settings)
     return _from_path(name, found)
@@ -172,7 +172,8 @@ def _gguf_sizes(path: Path, _size: int, _mtime_ns: int) -> tuple[int, int]:
     return header.parameters, gguf_llama.kv_bytes_per_token(header)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name says by itself where the files are."""
     return name.startswith(("/", "./", "~"))
 
 
@@ -211,7 +212,7 @@ def _below_root(name: str, settings: Settings) -> Path | None:
 
 def _adapter(name: str, settings: Settings) -> Path:
     check_name(name, "adapter_path")
-    found = _path_of(name, "adapter_path") if _is_path(name) else _below_root(name, settings)
+    found = _path_of(name, "adapter_path") if is_path(name) else _below_root(name, settings)
     if found is None or not _exists(found):
         raise InvalidRequest(
             f"there is no adapter {name!r}: give a folder, or a *.safetensors in it", field="adapter_path"

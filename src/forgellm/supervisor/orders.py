@@ -96,7 +96,7 @@ def demanded(
         return ModelNotLoaded(
             f'{model} is not loaded, and its load_policy is "preloaded"; load it first', field="model"
         )
-    if model.startswith(("/", "./", "~")):  # or whoever may ask could have any folder of this machine read
+    if catalog.is_path(model):  # or whoever may ask could have any folder of this machine read
         return ModelNotLoaded(
             f"{model} is not loaded, and requests load nothing by its path; load it first", field="model"
         )
