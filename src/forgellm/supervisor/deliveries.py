@@ -3,14 +3,16 @@
 Must not decide what the news is, nor keep alive who no longer wants it: a Generation is known by a weak reference.
 """
 
+import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from forgellm.errors import ShuttingDown
 from forgellm.messages import Prefill
 from forgellm.supervisor.generation import Generation
-from forgellm.supervisor.tickets import Ticket, TicketScope
+from forgellm.supervisor.tickets import Ticket
 
 
 class Deliveries:
@@ -19,9 +21,15 @@ class Deliveries:
     def __init__(self) -> None:
         self._readers: dict[str, Callable[[], Generation | Ticket | None]] = {}
 
-    def ticket(self) -> TicketScope:
-        """A new ticket, known while its `with` block lasts."""
-        return TicketScope(self._readers)
+    @contextmanager
+    def ticket(self) -> Iterator[tuple[str, Ticket]]:
+        """A new ticket and its id, known while the `with` block lasts."""
+        ticket_id, ticket = uuid.uuid4().hex, Ticket()
+        self._readers[ticket_id] = lambda: ticket
+        try:
+            yield ticket_id, ticket
+        finally:
+            self._readers.pop(ticket_id, None)
 
     def expect(self, request_id: str, generation: Generation) -> None:
         """News of this request goes to this Generation, up to its end."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from forgellm import catalog
 from forgellm.config import Settings
@@ -38,10 +38,13 @@ from forgellm.supervisor.reload import ReloadPlan, effective
 from forgellm.supervisor.slots import LoadOrder
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 from forgellm.supervisor.tally import Tally
+from forgellm.supervisor.tickets import Outcome
 from forgellm.supervisor.watch import Watch, Watches
 
 if TYPE_CHECKING:
     from forgellm.supervisor.spans import Exporter
+
+_Answer = TypeVar("_Answer", bound=Outcome)
 
 
 class Supervisor:
@@ -120,12 +123,7 @@ class Supervisor:
 
         Raises ModelNotFound, ModelError … as load() does."""
         order = load_order(self.settings, self._budget_bytes, model, options)
-        with self._deliveries.ticket() as (ticket_id, ticket):
-            self._loop.post(lambda now: [Deliver(ticket_id, self._pool.plan(order, now))])
-            outcome = ticket.wait(START_DEADLINE_S)
-        if not isinstance(outcome, LoadPlan):
-            raise ShuttingDown("the supervisor does not answer")
-        return outcome
+        return self._ask(LoadPlan, lambda ticket_id, now: [Deliver(ticket_id, self._pool.plan(order, now))])
 
     def unload(self, model: str | None = None, *, force: bool = False, timeout_s: float | None = None) -> Unloaded:
         """Unload a model (None: the current one) and return when its processes are gone and its memory is back.
@@ -152,12 +150,11 @@ class Supervisor:
         What is not finished after `timeout_s` (None: drain_timeout_s) is aborted. Raises ModelNotLoaded."""
         limit_s = self.settings.drain_timeout_s if timeout_s is None else timeout_s
         name = self._real_name(model)
-        with self._deliveries.ticket() as (ticket_id, ticket):
-            self._loop.post(lambda now: self._pool.drain(name, ticket_id, limit_s, now))
-            outcome = ticket.wait(limit_s + GRACE_S + START_DEADLINE_S)
-        if not isinstance(outcome, Drained):
-            raise ShuttingDown("the supervisor does not answer")
-        return outcome
+        return self._ask(
+            Drained,
+            lambda ticket_id, now: self._pool.drain(name, ticket_id, limit_s, now),
+            limit_s + GRACE_S + START_DEADLINE_S,
+        )
 
     def resume(self, model: str | None = None) -> None:
         """Undo drain(), for a model or (None) for all."""
@@ -169,18 +166,16 @@ class Supervisor:
 
         Only what changed is touched; with `dry_run` nothing is. Raises ConfigError for settings that cannot be used:
         then nothing has changed."""
-        if settings is None and self._reread is None:
-            raise ConfigError("these settings came from no file, so they cannot be read again")
-        with self._reloading, self._deliveries.ticket() as (ticket_id, ticket):
-            wanted = settings if settings is not None else self._reread() if self._reread else self.settings
-            self._loop.post(lambda now: [Deliver(ticket_id, self._pool.orders())])
-            answer = ticket.wait(START_DEADLINE_S)
-            if not isinstance(answer, Orders):
-                raise ShuttingDown("the supervisor does not answer")
-            plan, orders = reload_orders(self.settings, wanted, self._budget_bytes, answer)
+        with self._reloading:
+            if settings is None:
+                if self._reread is None:
+                    raise ConfigError("these settings came from no file, so they cannot be read again")
+                settings = self._reread()
+            loaded = self._ask(Orders, lambda ticket_id, now: [Deliver(ticket_id, self._pool.orders())])
+            plan, orders = reload_orders(self.settings, settings, self._budget_bytes, loaded)
             if dry_run:
                 return plan
-            self.settings = found = effective(self.settings, wanted)
+            self.settings = found = effective(self.settings, settings)
             self._budget_bytes = budget_bytes = found.memory_budget_bytes or automatic_budget_bytes()
             stale = (*plan.changed, *plan.removed)
             self._loop.post(
@@ -198,12 +193,7 @@ class Supervisor:
         """What happened since the start, in numbers. The supervisor's thread answers, so an answer shows that it lives.
 
         Raises ShuttingDown if it has ended or does not answer in time."""
-        with self._deliveries.ticket() as (ticket_id, ticket):
-            self._loop.post(lambda now: [Deliver(ticket_id, self._tally.counts(now))])
-            outcome = ticket.wait(timeout_s)
-        if not isinstance(outcome, Counts):
-            raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
-        return outcome
+        return self._ask(Counts, lambda ticket_id, now: [Deliver(ticket_id, self._tally.counts(now))], timeout_s)
 
     def is_alive(self, timeout_s: float) -> bool:
         """Whether the supervisor's thread answers in time."""
@@ -278,15 +268,26 @@ class Supervisor:
             return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
         return demanded(self.settings, self._budget_bytes, name, policy)
 
+    def _ask(
+        self, kind: type[_Answer], ask: Callable[[str, float], list[Effect]], timeout_s: float = START_DEADLINE_S
+    ) -> _Answer:
+        """What the supervisor's thread answers to `ask`, which it calls with a ticket's id and the time.
+
+        Raises ShuttingDown if it has ended or does not answer in time."""
+        with self._deliveries.ticket() as (ticket_id, ticket):
+            self._loop.post(lambda now: ask(ticket_id, now))
+            answer = ticket.wait(timeout_s)
+        if not isinstance(answer, kind):
+            raise ShuttingDown(f"the supervisor has not answered for {timeout_s:g} s")
+        return answer
+
     def _submit(self, request: Request, missing: LoadOrder | ForgeLLMError, now: float) -> list[Effect]:
         self._tally.asked(request, now)
         return self._pool.submit(request, missing, now)
 
     def _settled(self, news: Loaded) -> None:
         """Return once all that was posted before has been carried out, and shows in status()."""
-        with self._deliveries.ticket() as (ticket_id, ticket):
-            self._loop.post(lambda now: [Deliver(ticket_id, news)])
-            ticket.wait(START_DEADLINE_S)
+        self._ask(Loaded, lambda ticket_id, now: [Deliver(ticket_id, news)])
 
     def _real_name(self, model: str | None) -> str | None:
         return None if model is None else self.settings.model_name(model)
