@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from forgellm.errors import (
     ContextLengthExceeded,
     EmptyPrompt,
-    ForgeLLMError,
     InvalidRequest,
     ModelInvalid,
     Unsupported,
@@ -34,8 +33,8 @@ from forgellm.messages import (
 )
 from forgellm.worker import blas as blas_names
 from forgellm.worker import embedder
-from forgellm.worker.engine import Progress, StepResult
-from forgellm.worker.load_error import check_finite, model_error
+from forgellm.worker.engine import Progress, StepResult, failed
+from forgellm.worker.load_error import check_finite, load_edge
 from forgellm.worker.running import PrefillPace
 from forgellm.worker.wired import clamp_wired_limit
 
@@ -102,15 +101,11 @@ class EmbedEngine:
         self._pace = PrefillPace(options.prefill_chunk_s)
         clamp_wired_limit(mx, 2 * self._embedder.weights_bytes)
         progress(0.9, "warming up")
-        try:
+        with load_edge(source):  # weights that load may still not run
             self._tokenizer = _tokenizer(Path(source.path or ""), self._context_length)
             self._warm_up(16)
             if options.warm_up:
                 self._warm_up(256)
-        except ForgeLLMError:
-            raise
-        except Exception as error:  # the load edge: weights that load may still not run
-            raise model_error(source, error) from error
         progress(1.0, "warming up")
         return ModelInfo(
             context_length=self._context_length,
@@ -278,12 +273,10 @@ class EmbedEngine:
         """All requests of the batch end with what the model raised."""
         self._batch = None
         mx.clear_cache()  # the reason may have been memory
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         for running, _ in batch.members:
             if self._is_wanted(running):
                 del self._running[running.request_id]
-                failure = f"the embedding failed: {text}"
-                news.append(RequestFailed(running.request_id, "generation_failed", failure))
+                news.append(failed(running.request_id, "the embedding", error))
 
     def _is_wanted(self, running: _Running) -> bool:
         """Whether a request was not aborted meanwhile; another may have come under its id."""

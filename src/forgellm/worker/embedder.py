@@ -13,11 +13,11 @@ from mlx import nn
 
 from forgellm.catalog.config_file import read_config
 from forgellm.catalog.embedding import Pooling, Recipe, recipe
-from forgellm.errors import ForgeLLMError, ModelInvalid
+from forgellm.errors import ModelInvalid
 from forgellm.messages import EngineOptions, ModelSource
 from forgellm.worker import bert, layout
 from forgellm.worker.engine import Progress
-from forgellm.worker.load_error import model_error
+from forgellm.worker.load_error import load_edge
 
 CHUNK_TOKENS = 512
 """Of each text that a decoder reads at once: long ones are read in several chunks, with a pause after each."""
@@ -60,12 +60,8 @@ class Embedder:
 
 def load(source: ModelSource, options: EngineOptions, *, is_blas_fast: bool, progress: Progress) -> Embedder:
     """Load `source`; `progress` rises from 0 to 1. Raises ModelError, or another ForgeLLMError, and nothing else."""
-    try:
+    with load_edge(source):
         return _load(source, options, is_blas_fast, progress)
-    except ForgeLLMError:
-        raise
-    except Exception as error:  # the load edge: foreign files make libraries raise anything at all
-        raise model_error(source, error) from error
 
 
 def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, progress: Progress) -> Embedder:
@@ -92,15 +88,7 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, progr
         nn.quantize(model, size, bits, class_predicate=lambda path, _: f"{path}.scales" in weights)
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    choice = layout.decide(
-        options.layout,
-        on_cpu=on_cpu,
-        is_blas_fast=is_blas_fast,
-        f32_bytes=layout.f32_bytes(model),
-        budget_bytes=options.memory_budget_bytes,
-    )
-    layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: progress(done, "reading weights"))
+    layout.settle(model, options, is_blas_fast=is_blas_fast, progress=lambda done: progress(done, "reading weights"))
     bits = packed["bits"] if isinstance(packed, dict) else None
     return Embedder(
         states=states,

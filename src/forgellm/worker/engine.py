@@ -45,3 +45,9 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model. The process ends next."""
+
+
+def failed(request_id: str, what: str, error: Exception) -> RequestFailed:
+    """The news that a library raised something in the middle of one request."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return RequestFailed(request_id, "generation_failed", f"{what} failed: {text}")

@@ -14,10 +14,25 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from forgellm.messages import EngineOptions
+
 Layout = Literal["f32", "native"]
 
 READ_BATCH_BYTES = 64 << 20
 """Weights are read in pieces of about this size, so that progress moves and the peak stays near the result."""
+
+
+def settle(model: nn.Module, options: EngineOptions, *, is_blas_fast: bool, progress: Callable[[float], None]) -> None:
+    """Read the lazily loaded `model` into memory, in the layout that the options make the best one here."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    choice = decide(
+        options.layout,
+        on_cpu=on_cpu,
+        is_blas_fast=is_blas_fast,
+        f32_bytes=f32_bytes(model),
+        budget_bytes=options.memory_budget_bytes,
+    )
+    read_weights(model, choice, on_cpu=on_cpu, progress=progress)
 
 
 def decide(

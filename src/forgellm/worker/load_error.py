@@ -1,5 +1,7 @@
 """The one sentence for a model that broke a library while it was loaded. Must not import mlx-lm or transformers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +25,17 @@ def model_error(source: ModelSource, error: Exception) -> ForgeLLMError:
     elif not isinstance(error, ValueError | OSError | RuntimeError):
         text = f"{type(error).__name__}: {text}"
     return ModelInvalid(f"{name} cannot be loaded, its files are broken or incomplete: {text}")
+
+
+@contextmanager
+def load_edge(source: ModelSource) -> Iterator[None]:
+    """Lets errors of errors.py out of the block, and nothing else: foreign files make libraries raise anything."""
+    try:
+        yield
+    except ForgeLLMError:
+        raise
+    except Exception as error:
+        raise model_error(source, error) from error
 
 
 def check_finite(name: str, logits: Any) -> None:

@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 
-from forgellm.errors import ForgeLLMError, InvalidRequest, Unsupported
+from forgellm.errors import InvalidRequest, Unsupported
 from forgellm.messages import (
     Chunk,
     EngineOptions,
@@ -29,11 +29,11 @@ from forgellm.messages import (
 from forgellm.worker import blas as blas_names
 from forgellm.worker import mlx_load, sampling
 from forgellm.worker.answers import Answers
-from forgellm.worker.engine import Progress, StepResult
-from forgellm.worker.load_error import check_finite, model_error
+from forgellm.worker.engine import Progress, StepResult, failed
+from forgellm.worker.load_error import check_finite, load_edge
 from forgellm.worker.prefix_cache import PrefixCache, has_window, new_cache
 from forgellm.worker.prompt import PromptBuilder
-from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, failed, guarded_processors, guarded_sampler
+from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, guarded_processors, guarded_sampler
 from forgellm.worker.wired import clamp_wired_limit
 
 PROMPTS_TOGETHER = 8
@@ -83,17 +83,13 @@ class MLXEngine:
         clamp_wired_limit(mx, weights + weights // 4 + options.prefix_cache_bytes)
         eos = loaded.tokenizer.eos_token_ids
         self._eos = [[int(token)] for token in sorted(eos)]
-        try:
+        with load_edge(source):  # weights that load may still not run
             self._vocab_size = self._probe(source.name)
             self._answers = Answers(loaded.tokenizer, self._vocab_size)
             self._prompts = PromptBuilder(loaded.tokenizer, self._vocab_size, self._context_length)
             self._cap_for(options.max_kv_size)
             if options.warm_up:
                 self._warm_up()
-        except ForgeLLMError:
-            raise
-        except Exception as error:  # the load edge: weights that load may still not run
-            raise model_error(source, error) from error
         progress(1.0, "warming up")
         return ModelInfo(
             context_length=self._context_length,
@@ -278,7 +274,7 @@ class MLXEngine:
                 chunks.append(self._chunk(batch, running, response, now))
             except Exception as error:  # noqa: BLE001 - one request's failure must not end the others'
                 self._end(batch, response.uid, is_in_batch=response.finish_reason is None)
-                news.append(failed(running, error))
+                news.append(failed(running.request_id, "the generation", error))
 
     def _next(self, batch: _Batch, batches: int) -> tuple[list[Any], list[Any]]:
         """One call of the generator: a decode step, and a prefill chunk if prompts wait."""
@@ -346,7 +342,7 @@ class MLXEngine:
     def _fail_batch(self, batch: _Batch, error: Exception, news: list[Prefill | RequestFailed]) -> None:
         """The generator raised: its state is unknown, so all its requests fail and it is thrown away."""
         for running in batch.running.values():
-            news.append(failed(running, error))
+            news.append(failed(running.request_id, "the generation", error))
             del self._where[running.request_id]
         batch.running.clear()
         batch.prefilling.clear()

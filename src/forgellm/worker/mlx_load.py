@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from mlx_lm.utils import get_total_parameters, load_adapters, load_model, load_tokenizer
 
 from forgellm.catalog import demo
-from forgellm.errors import ForgeLLMError, ModelInvalid
+from forgellm.errors import ModelInvalid
 from forgellm.messages import EngineOptions, ModelSource
 from forgellm.worker import gguf, layout
 from forgellm.worker.engine import Progress
-from forgellm.worker.load_error import model_error
+from forgellm.worker.load_error import load_edge
 
 NO_CONTEXT_LIMIT = 1 << 30
 """For models that state none (state-space models have none)."""
@@ -38,12 +37,8 @@ class Loaded:
 
 def load(source: ModelSource, options: EngineOptions, *, is_blas_fast: bool, progress: Progress) -> Loaded:
     """Load `source`; `progress` rises from 0 to 1. Raises ModelError, or another ForgeLLMError, and nothing else."""
-    try:
+    with load_edge(source):
         return _load(source, options, is_blas_fast, _Rising(progress))
-    except ForgeLLMError:
-        raise
-    except Exception as error:  # the load edge: foreign files make libraries raise anything at all
-        raise model_error(source, error) from error
 
 
 class _Rising:
@@ -63,7 +58,6 @@ class _Rising:
 
 def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, rising: _Rising) -> Loaded:
     folder = _folder(source, Path(options.cache_dir), rising)
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
     read = rising.part(0.0 if source.kind == "folder" else 0.5, 1.0)
     read(0.0, "reading weights")
     model, config = load_model(folder, lazy=True, strict=True, trust_remote_code=False)
@@ -73,14 +67,7 @@ def _load(source: ModelSource, options: EngineOptions, is_blas_fast: bool, risin
         parameters = get_total_parameters(model)
         if source.adapter_path is not None:
             model = _with_adapter(model, Path(source.adapter_path))
-        choice = layout.decide(
-            options.layout,
-            on_cpu=on_cpu,
-            is_blas_fast=is_blas_fast,
-            f32_bytes=layout.f32_bytes(model),
-            budget_bytes=options.memory_budget_bytes,
-        )
-        layout.read_weights(model, choice, on_cpu=on_cpu, progress=lambda done: read(done, "reading weights"))
+        layout.settle(model, options, is_blas_fast=is_blas_fast, progress=lambda done: read(done, "reading weights"))
     bits = _bits(config)
     return Loaded(
         model=model,

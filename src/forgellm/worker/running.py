@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from forgellm.messages import RequestFailed, Sampling, Usage
+from forgellm.messages import Sampling, Usage
 from forgellm.worker import sampling
 from forgellm.worker.text import TextStream
 
@@ -80,11 +80,6 @@ class Running:
             prefill_s=first - joined,
             decode_s=max(0.0, self.last_token - first),
         )
-
-
-def failed(running: Running, error: Exception) -> RequestFailed:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return RequestFailed(running.request_id, "generation_failed", f"the generation failed: {text}")
 
 
 # BatchGenerator calls samplers and processors of single requests in the middle of a step of all; what they raise is
