@@ -18,6 +18,7 @@ from forgellm.messages import LoadPolicy
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -147,9 +148,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prefill_chunk_s: Annotated[
         Seconds, IN_LOADS, _field("How long one prefill chunk may hold up the other streams.")
     ] = 0.5
-    prefix_cache_bytes: Annotated[
-        int, IN_LOADS, msgspec.Meta(ge=0, description="KV kept for prompt prefixes, per worker.")
-    ] = 1 << 30
+    prefix_cache_bytes: Annotated[Natural, IN_LOADS, _field("KV kept for prompt prefixes, per worker.")] = 1 << 30
 
     verify_weights: Annotated[
         bool,
@@ -157,12 +156,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _field("Compare the sha256 of weights, where it is known, before they are first loaded: 1 to 2 s a GB."),
     ] = True
     memory_budget_bytes: Annotated[
-        int,
+        Natural,
         AT_ONCE,
-        msgspec.Meta(
-            ge=0,
-            description="What all workers together may hold; 0: 80 % of RAM (or the cgroup's limit), on macOS 75 %.",
-        ),
+        _field("What all workers together may hold; 0: 80 % of RAM (or the cgroup's limit), on macOS 75 %."),
     ] = 0
     memory_soft_limit: Annotated[
         Share,
@@ -175,14 +171,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _field("Share of the budget above which the worker that outgrew its estimate loses requests, then ends."),
     ] = 1.0
     kv_plan_tokens: Annotated[
-        int,
+        Natural,
         AT_ONCE,
-        msgspec.Meta(ge=0, description="Tokens of KV cache that a load must have room for, over all its requests."),
+        _field("Tokens of KV cache that a load must have room for, over all its requests."),
     ] = 4096
     recycle_after_requests: Annotated[
-        int,
+        Natural,
         AT_ONCE,
-        msgspec.Meta(ge=0, description="Replace a worker after so many requests; its streams move. 0: never."),
+        _field("Replace a worker after so many requests; its streams move. 0: never."),
     ] = 0
     recycle_growth_factor: Annotated[
         float,
@@ -268,34 +264,32 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def cache_path(self) -> Path:
-        return (
-            Path(self.cache_dir).expanduser()
-            if self.cache_dir
-            else Path(platformdirs.user_cache_dir("forgellm", False))
-        )
+        return _path(self.cache_dir) or Path(platformdirs.user_cache_dir("forgellm", False))
 
     @property
     def keys_path(self) -> Path:
-        if self.keys_file:
-            return Path(self.keys_file).expanduser()
-        return Path(platformdirs.user_config_dir("forgellm", False)) / "keys.json"
+        return _path(self.keys_file) or _config_folder() / "keys.json"
 
     @property
     def machines_path(self) -> Path:
-        if self.machines_dir:
-            return Path(self.machines_dir).expanduser().absolute()
-        return Path(platformdirs.user_config_dir("forgellm", False)) / "machines"
+        return (_path(self.machines_dir) or _config_folder() / "machines").absolute()
 
     @property
     def log_path(self) -> Path:
-        return Path(self.log_dir).expanduser() if self.log_dir else self.cache_path / "logs"
+        return _path(self.log_dir) or self.cache_path / "logs"
 
     @property
     def socket_path(self) -> Path:
-        if self.socket:
-            return Path(self.socket).expanduser().absolute()
-        folder = Path(self.state_dir).expanduser() if self.state_dir else self.cache_path / "state"
-        return folder.absolute() / "control.sock"
+        folder = _path(self.state_dir) or self.cache_path / "state"
+        return (_path(self.socket) or folder / "control.sock").absolute()
+
+
+def _path(given: str | None) -> Path | None:
+    return Path(given).expanduser() if given else None
+
+
+def _config_folder() -> Path:
+    return Path(platformdirs.user_config_dir("forgellm", False))
 
 
 def load_settings(
