@@ -145,11 +145,11 @@ def load(ctx: click.Context, /, url: str | None, as_json: bool, model: str, dry_
 def unload(url: str | None, as_json: bool, model: str | None, force: bool) -> None:
     """Unload MODEL (default: the one loaded last) and wait until its memory is back."""
     from forgellm.cli.client import Client
-    from forgellm.cli.show import megabytes
+    from forgellm.supervisor.budget import size
 
     with Client(url) as client:
         answer = client.post("/api/model/unload", {"model_name": model, "force": force})
-    tell(answer, f"{answer['message']} ({megabytes(answer['freed_bytes'])} freed)", as_json=as_json)
+    tell(answer, f"{answer['message']} ({size(answer['freed_bytes'])} freed)", as_json=as_json)
 
 
 @main.command()

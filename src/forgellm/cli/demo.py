@@ -18,8 +18,9 @@ import psutil
 
 from forgellm.cli.ask import pace
 from forgellm.cli.client import Client
-from forgellm.cli.show import megabytes, watch_load
+from forgellm.cli.show import watch_load
 from forgellm.errors import ForgeLLMError
+from forgellm.supervisor.budget import size
 
 QUESTION = "What is the capital of France?"
 EXPECTED = "Paris"
@@ -91,7 +92,7 @@ def _play(client: Client, model: str, show: _Steps) -> None:
     )
     _ask(client, model, show)
     used = client.get("/api/model/status", model=model)["memory"]["footprint"] or used
-    show.step("memory", f"worker {pid} uses {megabytes(used)}", pid=pid, footprint_bytes=used)
+    show.step("memory", f"worker {pid} uses {size(used)}", pid=pid, footprint_bytes=used)
 
     killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from forgellm import Generation, ModelConfig, Settings, Supervisor
-from forgellm.cli.show import megabytes
 from forgellm.errors import ForgeLLMError
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor.budget import size
 from forgellm.supervisor.memory import footprint_bytes
 
 STREAMS = 4
@@ -196,7 +196,7 @@ def _show(outcomes: list[Outcome]) -> None:
     table = Table("fault", "detected ms", "recovered s", "lost", "memory returned")
     for outcome in outcomes:
         held = outcome.memory_returned_bytes
-        returned = "not: still there" if held is None else megabytes(held)
+        returned = "not: still there" if held is None else size(held)
         lost = f"{outcome.lost} of {outcome.requests}"
         table.add_row(outcome.fault, f"{outcome.detected_ms:.1f}", f"{outcome.recovered_s:.2f}", lost, returned)
     Console().print(table)

@@ -8,13 +8,14 @@ import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from forgellm import catalog
 from forgellm.api.catalog import entry_body
 from forgellm.cli.client import Client
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, ModelNotLoaded, from_wire
+from forgellm.supervisor.budget import size
 
 if TYPE_CHECKING:
     from forgellm.catalog.hub_search import Remote
@@ -32,7 +33,7 @@ def load_with_progress(client: Client, body: dict[str, Any], *, as_json: bool) -
     if as_json:
         click.echo(msgspec.json.encode(status).decode())
     else:
-        click.echo(f"{name} is ready: process {status['pid']}, {megabytes(status['memory']['footprint'])}", err=True)
+        click.echo(f"{name} is ready: process {status['pid']}, {size(status['memory']['footprint'])}", err=True)
         for warning in status.get("warnings", ()):
             click.echo(f"warning: {warning}", err=True)
     return status
@@ -56,9 +57,9 @@ def watch_load(name: str, status_of: Callable[[], Status], *, quiet: bool = Fals
 
 def show_workers(status: Status) -> None:
     """The table of `forgellm ps`."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("MODEL", "STATE", "PID", "LIFE", "RESTARTS", "MEMORY", "RUNNING", "QUEUED", "SINCE"):
-        table.add_column(title)
+    table = Table(
+        "MODEL", "STATE", "PID", "LIFE", "RESTARTS", "MEMORY", "RUNNING", "QUEUED", "SINCE", box=None, pad_edge=False
+    )
     now = time.time()
     for model in status["models"]:
         for worker in model["workers"]:
@@ -68,7 +69,7 @@ def show_workers(status: Status) -> None:
                 str(worker["pid"] or "-"),
                 str(worker["life"]),
                 str(worker["restarts"]),
-                megabytes(worker["memory"]["footprint"]),
+                size(worker["memory"]["footprint"]),
                 str(worker["in_flight"]),
                 str(model["queue_depth"]),
                 f"{max(0.0, now - worker['since']):.0f} s",
@@ -86,11 +87,11 @@ def show_workers(status: Status) -> None:
 def plan_text(plan: dict[str, Any]) -> str:
     """What `forgellm load --dry-run` prints."""
     need = plan["need_bytes"]
-    parts = ", ".join(f"{name} {megabytes(need[name])}" for name in ("weights", "kv", "runtime", "transient"))
-    budget = megabytes(plan["budget_bytes"]) if plan["budget_bytes"] is not None else "no limit"
+    parts = ", ".join(f"{name} {size(need[name])}" for name in ("weights", "kv", "runtime", "transient"))
+    budget = size(plan["budget_bytes"]) if plan["budget_bytes"] is not None else "no limit"
     lines = [
-        f"{plan['model_name']} needs {megabytes(need['total'])} ({parts})",
-        f"budget {budget}, of which {megabytes(plan['reserved_bytes'])} are reserved",
+        f"{plan['model_name']} needs {size(need['total'])} ({parts})",
+        f"budget {budget}, of which {size(plan['reserved_bytes'])} are reserved",
     ]
     if plan["would_evict"]:
         lines.append(f"it fits once these are unloaded: {', '.join(plan['would_evict'])}")
@@ -101,9 +102,7 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 def show_models(found: list[dict[str, Any]]) -> None:
     """The table of `forgellm models`."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "TYPE", "SIZE", "SHA256", "PATH"):
-        table.add_column(title, overflow="fold")
+    table = _folding("NAME", "TYPE", "SIZE", "SHA256", "PATH")
     for model in found:
         known = {"verified": "known"}.get(model["integrity"], model["integrity"])
         table.add_row(model["id"], model["type"], f"{model['size']:.2f} GB", known, model["path"] or "")
@@ -112,22 +111,21 @@ def show_models(found: list[dict[str, Any]]) -> None:
 
 def show_remote(found: "list[Remote]") -> None:
     """The table of `forgellm models --remote`."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "DOWNLOADS", "LIKES", ""):
-        table.add_column(title, overflow="fold")
+    table = _folding("NAME", "DOWNLOADS", "LIKES", "")
     for each in found:
         words = [word for word, holds in (("mlx", each.is_mlx), ("gated", each.is_gated)) if holds]
         table.add_row(each.id, f"{each.downloads:,}", f"{each.likes:,}", ", ".join(words))
     Console().print(table)
 
 
+def _folding(*titles: str) -> Table:
+    """A table whose cells go on in the next line where they are too long: names and paths are for copying."""
+    return Table(*(Column(title, overflow="fold") for title in titles), box=None, pad_edge=False)
+
+
 def local_models(settings: Settings) -> list[dict[str, Any]]:
     """The catalog as /api/models has it, without a daemon."""
     return [entry_body(entry) for entry in catalog.entries(settings)]
-
-
-def megabytes(size_bytes: float) -> str:
-    return f"{size_bytes / (1 << 20):.0f} MB"
 
 
 def _why_not(name: str, status: Status) -> ForgeLLMError:
