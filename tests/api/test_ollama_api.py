@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -81,6 +81,26 @@ def test_without_a_prompt_a_model_is_loaded_and_let_go(api):
     (let_go,) = lines(api.http.post("/api/generate", json={"model": "asleep", "keep_alive": "0s"}))
     assert let_go["done_reason"] == "unload"
     wait_until(lambda: "asleep" not in [model["name"] for model in state()])
+
+
+def test_what_is_loaded_says_when_it_goes(api):
+    """Within a second of what was asked for; a pinned one goes when somebody unloads it."""
+
+    def left_s() -> float:
+        (found,) = [each for each in api.http.get("/api/ps").json()["models"] if each["name"] == "asleep"]
+        return (datetime.fromisoformat(found["expires_at"]) - datetime.now(UTC)).total_seconds()
+
+    generate(api, model="asleep", keep_alive="5m")
+    assert 299 <= left_s() <= 300
+    with api.http.stream("POST", "/api/generate", json={"model": "asleep", "prompt": LONG, "keep_alive": 100}) as busy:
+        next(busy.iter_lines())
+        assert 99 <= left_s() <= 100
+    generate(api, model="asleep", keep_alive=-1)
+    assert left_s() > 200 * 365 * 86400
+    generate(api, model="asleep", keep_alive=1e9)
+    assert left_s() == pytest.approx(1e9, abs=2)
+    generate(api, model="asleep", prompt="", keep_alive=0)
+    wait_until(lambda: "asleep" not in [each["name"] for each in api.http.get("/api/ps").json()["models"]])
 
 
 def test_latest_means_nothing(api):

@@ -870,6 +870,19 @@ def test_an_idle_model_goes_after_its_ttl_but_not_while_it_is_used_or_pinned() -
     assert world.worker().state is S.STOPPING
 
 
+def test_the_status_says_when_an_idle_model_goes_and_nothing_while_it_is_used_or_pinned() -> None:
+    world = World()
+    life = world.loaded(ttl_s=60)
+    assert world.model().idle_deadline == world.now + 60
+    request = world.ask()
+    assert world.model().idle_deadline is None
+    world.wait(100)
+    world.token(life, request, finish="stop")
+    assert world.model().idle_deadline == world.now + 60
+    world.load(ticket="pin", ttl_s=60, pin=True)
+    assert world.model().idle_deadline is None
+
+
 # Shutting down
 
 

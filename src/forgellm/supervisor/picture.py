@@ -1,5 +1,6 @@
 """Turns the pool's records into the immutable picture that is shown. Pure; reads, never decides."""
 
+import math
 from collections.abc import Collection, Iterable
 
 from forgellm.states import WorkerState
@@ -65,6 +66,7 @@ def _model(model: Model, budget: Budget, *, is_drained: bool) -> ModelStatus:
         system_prompt=model.order.system_prompt,
         ttl_s=model.ttl_s,
         pin=model.pin,
+        idle_deadline=model.idle_deadline if model.idle_deadline < math.inf else None,
         is_drained=is_drained,
         outdated=model.outdated or None,
         aliases=model.order.aliases,

@@ -3,7 +3,6 @@
 Nothing else in the program decides anything. Must not read a clock, start a thread, touch a process or a queue, or log.
 """
 
-import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -246,7 +245,7 @@ class Pool:
         self._requests.expire(now)
         self._drains.tick(now)
         for model in list(self._models.values()):  # after the ends of requests: the last one may have ended now
-            if now >= _idle_deadline(model):
+            if now >= model.idle_deadline:
                 if model.is_retired:
                     self._drains.forget(model.name)
                     self._loads.stop(model, now, "it is no longer in the settings", force=False)
@@ -268,7 +267,7 @@ class Pool:
         yield self._loads.turn_at
         for model in self._models.values():
             yield from (slot.deadline for slot in model.slots if slot.deadline is not None)
-            yield _idle_deadline(model)
+            yield model.idle_deadline
 
     # The picture -----------------------------------------------------------------------------------------------------
 
@@ -338,13 +337,3 @@ class Pool:
 
 def _shutting_down() -> ShuttingDown:
     return ShuttingDown("the supervisor is shutting down")
-
-
-def _idle_deadline(model: Model) -> float:
-    """When a model that nobody uses is to be unloaded; infinite without a ttl, while pinned, loading or in use."""
-    if model.is_retired and not model.is_unloading:
-        return math.inf if model.queue or any(slot.requests for slot in model.slots) else model.last_used
-    is_idle = not model.queue and all(slot.state is _S.READY and not slot.requests for slot in model.slots)
-    if model.ttl_s is None or model.pin or not is_idle or model.is_unloading:
-        return math.inf
-    return model.last_used + model.ttl_s

@@ -143,6 +143,16 @@ class Model:
         return self.order.pin or (self.keep_alive_s is not None and self.keep_alive_s < 0)
 
     @property
+    def idle_deadline(self) -> float:
+        """When it is to be unloaded if nobody uses it; infinite without a ttl, while pinned, loading or in use."""
+        if self.is_retired and not self.is_unloading:
+            return math.inf if self.queue or any(slot.requests for slot in self.slots) else self.last_used
+        is_idle = not self.queue and all(slot.state is WorkerState.READY and not slot.requests for slot in self.slots)
+        if self.ttl_s is None or self.pin or not is_idle or self.is_unloading:
+            return math.inf
+        return self.last_used + self.ttl_s
+
+    @property
     def is_wanted(self) -> bool:
         """Whether anybody waits for it."""
         return bool(self.queue or self.load_tickets)

@@ -37,7 +37,8 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """One model: the best state of its replicas, and the replicas. `error` says why it failed, `outdated` why it goes
-    on with files that its settings no longer name; or None."""
+    on with files that its settings no longer name; or None. `idle_deadline`: the monotonic instant at which it is
+    unloaded if nobody uses it until then; None while it is used, and if only an unload ends it."""
 
     name: str
     path: str | None
@@ -52,6 +53,7 @@ class ModelStatus:
     system_prompt: str | None
     ttl_s: float | None
     pin: bool
+    idle_deadline: float | None = None
     is_drained: bool = False
     context_length: int | None  # as asked for; what it came to is in `info`
     max_kv_size: int | None

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from forgellm.api.dialect import read
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import ollama_answers as out
 from forgellm.api.schemas.ollama import ShowBody
+from forgellm.api.status import wall_clock
 from forgellm.catalog import CatalogEntry
 from forgellm.errors import ModelNotFound
 from forgellm.supervisor import ModelStatus
@@ -24,6 +26,9 @@ _WORDS: Mapping[str, str] = {
     "reasoning": "thinking",
 }
 """Our words for what a model can do, and Ollama's; the others have none there."""
+
+_NEVER = datetime(2300, 1, 1, tzinfo=UTC).timestamp()
+"""Far enough for every client to say "for ever", and not so far that one's calendar ends there."""
 
 
 def tags() -> Response:
@@ -91,6 +96,7 @@ def _loaded(status: ModelStatus) -> out.Loaded:
         size_vram=held if on_gpu else 0,
         digest=_digest(status.name, status.path),
         details=_details(status.path, status),
+        expires_at=_iso(_expires(status)),
         context_length=info.context_length if info is not None else 0,
     )
 
@@ -118,8 +124,19 @@ def _short(number: int) -> str:
     return str(number) if number else ""
 
 
+def _expires(status: ModelStatus) -> float:
+    """When it is unloaded if nobody uses it from now on, in unix time."""
+    if status.idle_deadline is not None:
+        return min(wall_clock(status.idle_deadline), _NEVER)
+    return _NEVER if status.pin or status.ttl_s is None else min(time.time() + status.ttl_s, _NEVER)
+
+
 def _modified(path: str | None) -> str:
-    return datetime.fromtimestamp(_changed_ns(path) / 1e9, UTC).isoformat().replace("+00:00", "Z")
+    return _iso(_changed_ns(path) / 1e9)
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _digest(name: str, path: str | None) -> str:

@@ -92,7 +92,10 @@ class Tags(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """A loaded model. `size` is what its workers are charged for, `size_vram` what of it is on a GPU, in bytes."""
+    """A loaded model. `size` is what its workers are charged for, `size_vram` what of it is on a GPU, in bytes.
+
+    `expires_at`: when it is unloaded if nobody uses it, counted from now while somebody does; in the year 2300 if only
+    an unload ends it."""
 
     name: str
     model: str
@@ -100,6 +103,7 @@ class Loaded(msgspec.Struct, kw_only=True):
     size_vram: int
     digest: str
     details: Details
+    expires_at: str
     context_length: int
 
 
