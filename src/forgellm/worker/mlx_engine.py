@@ -27,7 +27,7 @@ from forgellm.messages import (
     Usage,
 )
 from forgellm.worker import blas as blas_names
-from forgellm.worker import mlx_load, sampling
+from forgellm.worker import mlx_load, sampling, steps
 from forgellm.worker.answers import Answers
 from forgellm.worker.engine import Progress, StepResult, failed
 from forgellm.worker.load_error import check_finite, load_edge
@@ -36,6 +36,7 @@ from forgellm.worker.prompt import PromptBuilder
 from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, guarded_processors, guarded_sampler
 from forgellm.worker.wired import clamp_wired_limit
 
+steps.install()
 PROMPTS_TOGETHER = 8
 WARM_UP_STEPS = 3
 
@@ -174,7 +175,7 @@ class MLXEngine:
             cached_tokens=min(cached, len(prompt)),
             completion_tokens=len(resume),
             top_logprobs=wanted.logprobs,
-            raw_logprobs=deque() if changes and wanted.logprobs is not None else None,
+            raw_logprobs=deque() if wanted.logprobs is not None else None,
             added=time.monotonic(),
             unread_tokens=len(tokens) - cached,
         )
@@ -298,13 +299,12 @@ class MLXEngine:
         if running.first_token is None:
             running.first_token = now
         logprobs: tuple[TokenLogprobs, ...] | None = None
-        raw = running.raw_logprobs.popleft()[0] if running.raw_logprobs is not None else None
+        raw = running.raw_logprobs.popleft() if running.raw_logprobs is not None else None
         if finish == "stop":  # an end-of-sequence token: counted, never shown
             text = running.stream.finish()
         else:
-            if running.top_logprobs is not None:
-                row = response.logprobs if raw is None else raw
-                logprobs = (sampling.token_logprobs(row, token, running.top_logprobs, self._answers.texts.text_of),)
+            if raw is not None and running.top_logprobs is not None:
+                logprobs = (sampling.token_logprobs(raw[0], token, running.top_logprobs, self._answers.texts.text_of),)
             text = running.stream.push(token)
             if running.stream.is_stopped:
                 finish = "stop"

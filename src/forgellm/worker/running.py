@@ -92,25 +92,27 @@ def guarded_sampler(running: Running, wanted: Sampling, position: int) -> Callab
     seed = wanted.seed
     sampler = sampling.SeededSampler(wanted, secrets.randbits(63) if seed is None else seed, position)
 
-    def sample(logprobs: mx.array) -> mx.array:
+    def sample(logits: mx.array) -> mx.array:
         try:
-            return sampler(logprobs)
+            return sampler(logits)
         except Exception as error:  # noqa: BLE001 - see above
             running.failure = error
-            return sampling.greedy(logprobs)
+            return sampling.greedy(logits)
 
     return sample
 
 
 def guarded_processors(running: Running, changes: list[sampling.Processor]) -> list[sampling.Processor]:
     """`changes` as one processor; where logprobs are wanted, it notes those of the unchanged logits first."""
-    if not changes:
+    if not changes and running.raw_logprobs is None:
         return []
 
     def apply(tokens: mx.array, logits: mx.array) -> mx.array:
         try:
             if running.raw_logprobs is not None:
-                running.raw_logprobs.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+                row = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+                mx.async_eval(row)  # type: ignore[no-untyped-call]  # mlx's stub has no types; read during the next step
+                running.raw_logprobs.append(row)
             for change in changes:
                 logits = change(tokens, logits)
         except Exception as error:  # noqa: BLE001 - see above

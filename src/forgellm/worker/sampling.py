@@ -19,9 +19,9 @@ MAX_NUCLEUS = 4096
 _MASK = (1 << 64) - 1
 
 
-def greedy(logprobs: mx.array) -> mx.array:
+def greedy(logits: mx.array) -> mx.array:
     """The likeliest tokens, [n, vocab] -> [n]. One shared function: the batch then samples all rows in one call."""
-    return mx.argmax(logprobs, axis=-1)
+    return mx.argmax(logits, axis=-1)
 
 
 def position_key(seed: int, position: int) -> mx.array:
@@ -38,7 +38,7 @@ def position_key(seed: int, position: int) -> mx.array:
 
 
 class SeededSampler:
-    """Chooses the tokens of one sequence, one call per position, [1, vocab] log-probabilities -> [1].
+    """Chooses the tokens of one sequence, one call per position, [1, vocab] logits -> [1].
 
     Filters in the order of llama.cpp: top-k, top-p of what is left, min-p, and the temperature last.
     """
@@ -48,40 +48,39 @@ class SeededSampler:
         self._seed = seed
         self._position = position
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
+    def __call__(self, logits: mx.array) -> mx.array:
         key = position_key(self._seed, self._position)
         self._position += 1
-        logits = keep_likely(logprobs.astype(mx.float32), self._sampling)
-        scaled = logits * (1.0 / self._sampling.temperature)
+        kept = keep_likely(logits.astype(mx.float32), self._sampling)
+        scaled = kept * (1.0 / self._sampling.temperature)
         # Gumbel-max, and not mx.random.categorical: that looks a number up in the cumulated probabilities, where
         # the last bits of the logits, which differ from batch to batch, choose between neighbours of small probability.
         return mx.argmax(scaled + mx.random.gumbel(scaled.shape, key=key), axis=-1)
 
 
-def keep_likely(logprobs: mx.array, sampling: Sampling) -> mx.array:
-    """`logprobs` [1, vocab] with -inf for every token that top_k, top_p or min_p drops; at least one token is left.
+def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:
+    """`logits` [1, vocab] with -inf for every token that top_k, top_p or min_p drops; at least one token is left.
 
     min_p drops what is less likely than min_p times the likeliest (Nguyen et al. 2024); top_p keeps the smallest set
     whose mass reaches top_p (Holtzman et al. 2019), ties at its edge included.
     """
-    vocab = logprobs.shape[-1]
+    vocab = logits.shape[-1]
     top_k = sampling.top_k if 0 < sampling.top_k < vocab else 0
     floor: mx.array | None = None
     if top_k or sampling.top_p < 1:
         limit = min(top_k or MAX_NUCLEUS, vocab)
-        likely = mx.sort(logprobs if limit == vocab else mx.topk(logprobs, limit, axis=-1), axis=-1)  # ascending
+        likely = mx.sort(logits if limit == vocab else mx.topk(logits, limit, axis=-1), axis=-1)  # ascending
         floor = likely[:, :1]
         if sampling.top_p < 1:
-            mass = mx.exp(likely)
-            total = mass.sum(axis=-1, keepdims=True) if top_k else 1.0
+            mass = mx.exp(likely - mx.logsumexp(likely if top_k else logits, axis=-1, keepdims=True))
             above = mx.cumsum(mass, axis=-1, reverse=True, inclusive=False)
             # The last index is always kept: nothing is above it.
-            dropped = mx.minimum((above >= sampling.top_p * total).sum(axis=-1, keepdims=True), limit - 1)
+            dropped = mx.minimum((above >= sampling.top_p).sum(axis=-1, keepdims=True), limit - 1)
             floor = mx.take_along_axis(likely, dropped, axis=-1)
     if sampling.min_p > 0:
-        relative = logprobs.max(axis=-1, keepdims=True) + float(np.log(sampling.min_p))
+        relative = logits.max(axis=-1, keepdims=True) + float(np.log(sampling.min_p))
         floor = relative if floor is None else mx.maximum(floor, relative)
-    return logprobs if floor is None else mx.where(logprobs >= floor, logprobs, -mx.inf)
+    return logits if floor is None else mx.where(logits >= floor, logits, -mx.inf)
 
 
 def processors(sampling: Sampling, prompt_tokens: int) -> list[Processor]:
