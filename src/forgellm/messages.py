@@ -105,7 +105,8 @@ class Request:
     to any. `max_kv_size` caps this request's
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
-    supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …).
+    supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …),
+    refused where it has none of the name; `template_hints` are such that a template without them does so anyway.
     `inputs` are texts, or token ids, to embed; their vectors come with the last chunk. `client` is the id of the API
     key that asked, "" where none is needed: who it is for, never a secret. `load_policy` is that key's: whether this
     may have its model loaded; None: as the settings say. `keep_alive_s` sets for how long its model stays
@@ -124,6 +125,7 @@ class Request:
     truncate: bool = False
     template: bool | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    template_hints: Mapping[str, Any] = field(default_factory=dict)
     tools: Tools | None = None
     constraint: Constraint | None = None
     thinking_budget: int | None = None

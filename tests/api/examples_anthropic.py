@@ -59,6 +59,10 @@ PROMPT: dict[str, tuple[Any, Check]] = {
     "tools": ([OWN_TOOL], _tools("functions", (TOOL,))),
     "tool_choice": ({"type": "tool", "name": "f"}, _tools("name", "f")),
     "thinking": ({"type": "enabled", "budget_tokens": 7}, _thinks),
+    "context_management": (
+        {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        lambda body: body.context_management is not None,
+    ),
     "output_config": (
         {"format": {"type": "json_schema", "schema": SCHEMA}},
         constrained("json_schema", SCHEMA_TEXT),
@@ -87,8 +91,10 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
 NEEDS: dict[tuple[Any, str], dict[str, Any]] = {(body, "tool_choice"): {"tools": [OWN_TOOL]} for body in BASE}
 
 NO_EFFECT: dict[Any, dict[str, Any]] = {
-    CountBody: {"cache_control": {"type": "ephemeral"}},
+    CountBody: {"cache_control": {"type": "ephemeral"}, "user_profile_id": "p", "workspace_id": "w"},
     MessagesBody: {
+        "user_profile_id": "p",
+        "workspace_id": "w",
         "cache_control": {"type": "ephemeral"},
         "metadata": {"user_id": "somebody"},
         "service_tier": "auto",

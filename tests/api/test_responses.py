@@ -1,6 +1,8 @@
 """What a response's events and items are, token by token: reasoning, text and calls in any order."""
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from forgellm.supervisor.generation import Token
 TEXTS = st.text(min_size=1, max_size=5)
 
 
-def output() -> Output:
+def output(namespaced: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> Output:
     response = out.Response(
         **dict.fromkeys(("instructions", "max_output_tokens")),
         **dict.fromkeys(("temperature", "top_p", "top_logprobs", "created_at"), 0),
@@ -27,7 +29,7 @@ def output() -> Output:
         tools=[],
         tool_choice="auto",
     )
-    return Output(response)
+    return Output(response, namespaced)
 
 
 def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,3 +97,11 @@ def test_an_answer_of_nothing_is_an_empty_message() -> None:
     first, *_ = made.end("completed")
     assert first["type"] == "response.output_item.added"
     assert made.items[0]["content"][0]["text"] == ""
+
+
+def test_a_call_of_a_function_in_a_namespace_comes_back_with_the_two_apart():
+    made = output({"multi_agent_v1__close_agent": ("multi_agent_v1", "close_agent")})
+    call = ToolCall(0, '{"target": "a"}', "call_1", "multi_agent_v1__close_agent")
+    events = [*made.add(Token("", parts=(call,))), *made.end("completed")]
+    done = events[-1]["item"]
+    assert (done["namespace"], done["name"], done["arguments"]) == ("multi_agent_v1", "close_agent", '{"target": "a"}')

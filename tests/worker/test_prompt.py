@@ -146,3 +146,12 @@ def test_a_model_that_never_thinks_may_be_told_not_to(builder: PromptBuilder) ->
     assert builder.tokens(told) == builder.tokens(chat("hello"))
     asked = refused(builder, dataclasses.replace(told, template_options={"enable_thinking": True}))
     assert asked.field == "template_options"
+
+
+def test_a_hint_counts_where_the_template_has_the_word_and_is_never_refused(builder: PromptBuilder) -> None:
+    plain = chat("be kind", "hello")
+    hinted = dataclasses.replace(plain, template_hints={"enable_thinking": True, "reasoning_effort": "high"})
+    assert builder.tokens(hinted) == builder.tokens(plain)
+    none = dataclasses.replace(plain, template_options={"reasoning_effort": "none"})
+    assert builder.tokens(none) == builder.tokens(plain)
+    assert refused(builder, dataclasses.replace(plain, template_options={"reasoning_effort": "low"})).field

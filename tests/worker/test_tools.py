@@ -316,6 +316,14 @@ def test_template_options_are_honoured_or_refused_by_name(
     assert caught.value.field == "template_options"
 
 
+def test_a_hint_is_a_template_option_where_there_is_the_word(native: MLXEngine) -> None:
+    told, hinted = (
+        native._prompts.tokens(replace(chat("r", TEXTS[0]), **{name: {"thinking": "off"}}))
+        for name in ("template_options", "template_hints")
+    )
+    assert hinted == told != native._prompts.tokens(chat("r", TEXTS[0]))
+
+
 def test_what_only_a_template_can_honour_is_refused_without_one(native: MLXEngine) -> None:
     for more, field in (
         ({"tools": Tools(functions=(CLOCK,))}, "tools"),

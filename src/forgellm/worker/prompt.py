@@ -98,7 +98,8 @@ class PromptBuilder:
             messages, functions = tools.plain_messages(messages, request.tools), ()
         separator = self._separator((*messages, *functions))
         if self.has_template and request.template is not False:
-            rendered = self._rendered(messages, functions, request.template_options, separator)
+            hints = {name: value for name, value in request.template_hints.items() if self._has_variable(name)}
+            rendered = self._rendered(messages, functions, {**hints, **request.template_options}, separator)
             return self._encode_split(rendered, separator, False)
         plain = "\n".join(self._guard(_content(message), separator) for message in messages)
         return self._encode_split(plain, separator, True) if plain.replace(separator, "") else []
@@ -112,16 +113,19 @@ class PromptBuilder:
                 raise Unsupported(
                     "template_options: they need messages, and a model with a chat template", field="template_options"
                 )
-        template = self._tokenizer.chat_template if request.template_options else None
         for name, value in request.template_options.items():
-            is_known = not isinstance(template, str) or re.search(rf"\b{re.escape(name)}\b", template)
-            if name == "enable_thinking" and value is False and not self._tokenizer.has_thinking:
+            is_off = (name, value) in (("enable_thinking", False), ("reasoning_effort", "none"))
+            if is_off and not self._tokenizer.has_thinking:
                 continue  # a model that never thinks does as it is told
-            if name in _OWN_VARIABLES or not name.isidentifier() or not is_known:
+            if name in _OWN_VARIABLES or not name.isidentifier() or not self._has_variable(name):
                 raise Unsupported(
                     f"template_options: this model's chat template has no variable {name!r} to set; leave it out",
                     field="template_options",
                 )
+
+    def _has_variable(self, name: str) -> bool:
+        template = self._tokenizer.chat_template  # a callable where it is a program of mlx-lm's
+        return not isinstance(template, str) or re.search(rf"\b{re.escape(name)}\b", template) is not None
 
     def _rendered(
         self,

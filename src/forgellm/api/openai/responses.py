@@ -1,6 +1,7 @@
 """POST /v1/responses: pieces of a generation to output items and the events that build them. Decides nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ def responses() -> Response:
     body = read(ResponseBody)
     running = answers.begin(body.to_requests(), body.names)
     response = _started(body, running.generations[0])
-    output = Output(response)
+    output = Output(response, body.namespaced)
     if body.stream:
         numbers = Numbers()
         return answers.stream(
@@ -87,7 +88,7 @@ def _started(body: ResponseBody, generation: Generation) -> out.Response:
         top_p=body.top_p,
         top_logprobs=body.top_logprobs or 0,
         text=msgspec.to_builtins(body.text),
-        tools=[msgspec.to_builtins(tool) for tool in body.tools],
+        tools=[msgspec.to_builtins(tool) for tool in body.offered],
         tool_choice=choice if isinstance(choice, str) else msgspec.to_builtins(choice),
         reasoning={"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         metadata=body.metadata,
@@ -119,8 +120,12 @@ class Output:
     One item is open at a time: text after reasoning ends the reasoning, a call ends the text.
     """
 
-    def __init__(self, response: out.Response) -> None:
+    def __init__(
+        self, response: out.Response, namespaced: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    ) -> None:
+        """`namespaced`: see ResponseBody."""
         self.items = response.output
+        self._namespaced = namespaced
         self._tail = response.id.partition("-")[2]  # makes ids of items that no other response has
         self.reasoning_tokens = 0
         self._kind: str | None = None  # of the open item
@@ -191,7 +196,10 @@ class Output:
         if self._kind != "function_call" or self._call != part.index:
             yield from self._open("function_call")
             self._call = part.index
-            self._item["call_id"], self._item["name"] = part.call_id, part.name
+            namespace, name = self._namespaced.get(part.name or "", (None, part.name))
+            self._item.update(call_id=part.call_id, name=name)
+            if namespace is not None:
+                self._item["namespace"] = namespace
             number = len(self.items) - 1
             yield {"type": "response.output_item.added", "output_index": number, "item": dict(self._item)}
         if part.arguments:

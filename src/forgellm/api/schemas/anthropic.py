@@ -15,6 +15,8 @@ from forgellm.messages import Request, Sampling, Seed, Share, StopStrings, Tempe
 
 PARAGRAPH = "\n\n"  # between blocks of text of one turn, which clients send without a break of their own
 _CACHE = "prefixes are found by their tokens, marked or not"
+_ACCOUNT = "names the one who sends the request; nothing here depends on it"
+_DEFAULT_EFFORT = "high"
 
 
 class _Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -138,6 +140,27 @@ class ThinkingChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     budget_tokens: Tokens | None = None
 
 
+class Edit(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be taken out of a conversation before it is read."""
+
+    type: str
+    keep: Any = None
+
+
+class ContextManagement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Only what takes nothing out, which Claude Code asks for: the thinking of all turns is kept."""
+
+    edits: tuple[Edit, ...] = ()
+
+    def check(self) -> None:
+        """Raises Unsupported."""
+        for number, edit in enumerate(self.edits):
+            if edit.type != "clear_thinking_20251015" or edit.keep not in ("all", {"type": "all"}):
+                place = f"context_management.edits[{number}]"
+                says = "is not accepted: this server takes nothing out of a conversation; to keep all is what it does"
+                raise Unsupported(f"`{place}` {says}", field=place)
+
+
 class OutputFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """JSON that a schema accepts."""
 
@@ -170,22 +193,33 @@ class CountBody(Body, frozen=True, kw_only=True):
     thinking: Annotated[
         ThinkingChoice | None,
         honoured(
-            "`enabled` or `adaptive`, and `disabled`: given to the chat template as `enable_thinking`, refused "
-            "where it has no such word; `budget_tokens`: so many tokens of thinking, then its end is forced"
+            "`enabled`, `adaptive` and `disabled`: given to the chat template as `enable_thinking`; `enabled` is "
+            "refused where it has no such word, `adaptive` leaves it to the model; `budget_tokens`: so many tokens of "
+            "thinking, then its end is forced"
         ),
     ] = None
     output_config: Annotated[
         OutputConfig | None,
-        honoured("`format`: JSON of this schema; `effort`: for the chat template, refused where it has no such word"),
+        honoured(
+            "`format`: JSON of this schema; `effort`: for the chat template; other than `high`, the default, it is "
+            "refused where there is no such word"
+        ),
     ] = None
     cache_control: Annotated[dict[str, Any] | None, no_effect(_CACHE)] = None
     speed: Annotated[str | None, only("standard", "there is one speed")] = None
+    context_management: Annotated[
+        ContextManagement | None,
+        honoured("`clear_thinking` that keeps all; nothing is ever taken out of a conversation"),
+    ] = None
     mcp_servers: Annotated[Any, refused("this server calls no other; run the tools in the client")] = None
-    context_management: Annotated[Any, refused("this server takes nothing out of a conversation")] = None
+    user_profile_id: Annotated[str | None, no_effect(_ACCOUNT)] = None
+    workspace_id: Annotated[str | None, no_effect(_ACCOUNT)] = None
 
     def __post_init__(self) -> None:
         self._turns()
         self._tools()
+        if self.context_management is not None:
+            self.context_management.check()
         if self._thinking_budget is not None and self.thinking is not None and self.thinking.type != "enabled":
             raise invalid("thinking.budget_tokens", f'needs the type "enabled", not "{self.thinking.type}"')
 
@@ -210,6 +244,7 @@ class CountBody(Body, frozen=True, kw_only=True):
             model=self.model,
             messages=self._turns(),
             template_options=self._template_options(),
+            template_hints=self._template_hints(),
             tools=self._tools(),
             constraint=constraints.json_schema(wanted.schema) if wanted is not None else None,
             thinking_budget=self._thinking_budget,
@@ -239,10 +274,24 @@ class CountBody(Body, frozen=True, kw_only=True):
     def _template_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if self.thinking is not None:
-            options["enable_thinking"] = self.thinking.type != "disabled"
-        if self.output_config is not None and self.output_config.effort is not None:
-            options["reasoning_effort"] = self.output_config.effort
+            if self.thinking.type != "adaptive":
+                options["enable_thinking"] = self.thinking.type == "enabled"
+        if self._effort not in {None, _DEFAULT_EFFORT}:
+            options["reasoning_effort"] = self._effort
         return options
+
+    def _template_hints(self) -> dict[str, Any]:
+        """What a template without the word does anyway: Claude Code sends both to every model."""
+        hints: dict[str, Any] = {}
+        if self.thinking is not None and self.thinking.type == "adaptive":
+            hints["enable_thinking"] = True
+        if self._effort == _DEFAULT_EFFORT:
+            hints["reasoning_effort"] = self._effort
+        return hints
+
+    @property
+    def _effort(self) -> str | None:
+        return self.output_config.effort if self.output_config is not None else None
 
 
 class MessagesBody(CountBody, frozen=True, kw_only=True):
@@ -257,9 +306,7 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     top_k: Annotated[TopK, honoured("the so many likeliest tokens; 0 is off")] = 0
     seed: Annotated[Seed | None, honoured("the same seed gives the same text; a field of this server's own")] = None
     stream: Annotated[bool, honoured("the answer as server-sent events")] = False
-    metadata: Annotated[
-        dict[str, Any] | None, no_effect("names the one who sends the request; nothing here depends on it")
-    ] = None
+    metadata: Annotated[dict[str, Any] | None, no_effect(_ACCOUNT)] = None
     service_tier: Annotated[
         Literal["auto", "standard_only"] | None, no_effect("there is one tier, which both words mean")
     ] = None

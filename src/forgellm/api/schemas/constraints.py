@@ -11,7 +11,7 @@ from forgellm.api.schemas.body import invalid
 from forgellm.errors import InvalidRequest
 from forgellm.messages import Constraint, Tools
 
-ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]  # Anthropic's bound; OpenAI's is 64
 Choices = Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1, max_length=1000)]
 
 Named = tuple[str, Constraint]

@@ -29,6 +29,8 @@ MAX_CHOICES = 32
 _SEEDS = 2**63
 
 NO_ACCOUNT = "names or sorts requests for the one who sends them; nothing here depends on it"
+CACHE = "prefixes are found by their tokens"
+DEFAULT_EFFORT = "medium"  # OpenAI's; a template without the word does what it does
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 LogitBias = dict[str, Bias]
 
@@ -66,9 +68,11 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`include_usage`: one chunk more, before the end, with the counts of the whole request."""
+    """`include_usage`: one chunk more, before the end, with the counts of the whole request.
+    Chunks are never padded."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class Sampled(Body, frozen=True, kw_only=True):

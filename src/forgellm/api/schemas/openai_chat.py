@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from forgellm.api.schemas.body import honoured, invalid, no_effect, only, refused
 from forgellm.api.schemas.constraints import Function, ToolName, tools_of
-from forgellm.api.schemas.openai import NO_ACCOUNT, UNLIMITED, Sampled, ToolChoiceWord, new_ids
+from forgellm.api.schemas.openai import CACHE, DEFAULT_EFFORT, NO_ACCOUNT, UNLIMITED, Sampled, ToolChoiceWord, new_ids
 from forgellm.errors import Unsupported
 from forgellm.messages import Request, ThinkingBudget, Tokens, Tools, TopLogprobs
 
@@ -122,7 +122,11 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     ] = None
     parallel_tool_calls: Annotated[bool, honoured("false: at most one call an answer")] = True
     reasoning_effort: Annotated[
-        str | None, honoured("given to the chat template under this name; refused where the template has no such word")
+        str | None,
+        honoured(
+            "given to the chat template under this name; other than `medium`, the default, it is refused where the "
+            "template has no such word"
+        ),
     ] = None
     chat_template_kwargs: Annotated[
         dict[str, Any], honoured("further variables of the chat template, such as `enable_thinking`")
@@ -134,18 +138,20 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
         Literal["auto", "default"] | None, no_effect("there is one tier, which both words mean")
     ] = None
     safety_identifier: Annotated[str | None, no_effect(NO_ACCOUNT)] = None
-    prompt_cache_key: Annotated[str | None, no_effect("prefixes are found by their tokens")] = None
+    prompt_cache_key: Annotated[str | None, no_effect(CACHE)] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, no_effect(CACHE)] = None
+    prompt_cache_retention: Annotated[str | None, no_effect(CACHE)] = None
     modalities: Annotated[list[str] | None, only(["text"], "models here write text only")] = None
     functions: Annotated[Any, refused("it was replaced by `tools`")] = None
     function_call: Annotated[Any, refused("it was replaced by `tool_choice`")] = None
     audio: Annotated[Any, refused("models here write text only")] = None
     prediction: Annotated[Any, refused("there is no speculative decoding: requests share one batch")] = None
-    verbosity: Annotated[Any, refused("no model here has such a control; say it in the prompt")] = None
+    verbosity: Annotated[str | None, only("medium", "no model here has such a control; say it in the prompt")] = None
     web_search_options: Annotated[Any, refused("this server looks nothing up")] = None
 
     def __post_init__(self) -> None:
         self.check()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "needs `logprobs`: true")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
@@ -165,8 +171,9 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
         """One request a choice. Their ids are born here."""
         turns, tools, constraint = self._turns(), self._tools(), self.constraint()
         options = dict(self.chat_template_kwargs)
+        hints: dict[str, Any] = {}
         if self.reasoning_effort is not None:
-            options["reasoning_effort"] = self.reasoning_effort
+            (hints if self.reasoning_effort == DEFAULT_EFFORT else options)["reasoning_effort"] = self.reasoning_effort
         longest = self.max_completion_tokens or self.max_tokens or UNLIMITED
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return [
@@ -175,6 +182,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
                 model=self.model,
                 messages=turns,
                 template_options=options,
+                template_hints=hints,
                 tools=tools,
                 constraint=constraint,
                 thinking_budget=self.thinking_token_budget,

@@ -4,11 +4,21 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from forgellm.api.schemas import constraints
 from forgellm.api.schemas.body import Body, Name, honoured, invalid, no_effect, only, refused
 from forgellm.api.schemas.constraints import Function, ToolName, tools_of
-from forgellm.api.schemas.openai import NO_ACCOUNT, UNLIMITED, JsonObjectFormat, TextFormat, ToolChoiceWord, new_ids
+from forgellm.api.schemas.openai import (
+    CACHE,
+    DEFAULT_EFFORT,
+    NO_ACCOUNT,
+    UNLIMITED,
+    JsonObjectFormat,
+    TextFormat,
+    ToolChoiceWord,
+    new_ids,
+)
 from forgellm.api.schemas.openai_chat import object_of
 from forgellm.errors import Unsupported
 from forgellm.messages import (
@@ -57,6 +67,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     summary: tuple[Any, ...] = ()
     encrypted_content: None = None
     phase: str | None = None
+    namespace: str | None = None  # of the function that was called
 
 
 class SchemaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
@@ -69,6 +80,9 @@ class SchemaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_sche
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No model here has a control of its verbosity; "medium" is what OpenAI's have without."""
+
+    verbosity: Literal["medium"] | None = None
     format: TextFormat | JsonObjectFormat | SchemaFormat = TextFormat()
 
 
@@ -79,10 +93,28 @@ class ReasoningOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     summary: Literal["auto"] | None = None
 
 
-class FlatTool(Function, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of `tools`; the built-in tools of OpenAI are not there."""
+class FlatTool(Function, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """A function that the model may call."""
 
-    type: Literal["function"]
+
+class Namespace(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="namespace"
+):
+    """Functions under one name, as Codex sends those of MCP servers. The model is told of each as NAMESPACE__NAME; its
+    calls come back with the two apart."""
+
+    name: ToolName
+    tools: tuple[FlatTool, ...]
+    description: str | None = None
+
+
+class WebSearch(msgspec.Struct, frozen=True, tag_field="type", tag="web_search"):
+    """A tool that OpenAI would run. Codex offers it beside functions, always: the model is not told of it, and `tools`
+    of the answer does not list it."""
+
+
+class ImageGeneration(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation"):
+    """The same."""
 
 
 class FlatName(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +141,13 @@ class ResponseBody(Body, frozen=True, kw_only=True):
     top_p: Annotated[Share, honoured("the likeliest tokens that together have this probability; 1 is off")] = 1.0
     stream: Annotated[bool, honoured("the answer as server-sent events")] = False
     text: Annotated[TextOptions, honoured("`format`: `json_object` or `json_schema` are enforced")] = TextOptions()
-    tools: Annotated[tuple[FlatTool, ...], honoured("functions that the model may call; no other kinds")] = ()
+    tools: Annotated[
+        tuple[FlatTool | Namespace | WebSearch | ImageGeneration, ...],
+        honoured(
+            "functions that the model may call, in namespaces too; `web_search` and `image_generation` are taken "
+            "beside functions, but not offered to the model, and `tools` of the answer leaves them out"
+        ),
+    ] = ()
     tool_choice: Annotated[
         ToolChoiceWord | FlatName | None, honoured("`required` and a named function are enforced by a grammar")
     ] = None
@@ -135,7 +173,10 @@ class ResponseBody(Body, frozen=True, kw_only=True):
     truncation: Annotated[str | None, only("disabled", "what does not fit the context is an error")] = None
     user: Annotated[str | None, no_effect(NO_ACCOUNT)] = None
     safety_identifier: Annotated[str | None, no_effect(NO_ACCOUNT)] = None
-    prompt_cache_key: Annotated[str | None, no_effect("prefixes are found by their tokens")] = None
+    prompt_cache_key: Annotated[str | None, no_effect(CACHE)] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, no_effect(CACHE)] = None
+    prompt_cache_retention: Annotated[str | None, no_effect(CACHE)] = None
+    client_metadata: Annotated[dict[str, Any] | None, no_effect(NO_ACCOUNT)] = None
     service_tier: Annotated[
         Literal["auto", "default"] | None, no_effect("there is one tier, which both words mean")
     ] = None
@@ -166,13 +207,16 @@ class ResponseBody(Body, frozen=True, kw_only=True):
     def to_requests(self) -> list[Request]:
         """The one request. Its id is born here."""
         effort = self.reasoning.effort if self.reasoning else None
+        thinking = {} if effort is None else {"reasoning_effort": effort}
+        is_default = effort == DEFAULT_EFFORT
         (request_id,) = new_ids("resp", 1)
         return [
             Request(
                 request_id=request_id,
                 model=self.model,
                 messages=self._turns(),
-                template_options={} if effort is None else {"reasoning_effort": effort},
+                template_options={} if is_default else thinking,
+                template_hints=thinking if is_default else {},
                 tools=self._tools(),
                 constraint=self._constraint(),
                 sampling=Sampling(
@@ -197,12 +241,31 @@ class ResponseBody(Body, frozen=True, kw_only=True):
 
     def _tools(self) -> Tools | None:
         choice = self.tool_choice
+        if self.tools and not self.offered:
+            raise Unsupported("`tools` holds only what this server would have to run; give functions", field="tools")
+        functions: list[Function] = []
+        for tool in self.offered:
+            if isinstance(tool, Namespace):
+                functions += (replace(each, name=flat_name(tool.name, each.name)) for each in tool.tools)
+            else:
+                functions.append(tool)
         return tools_of(
-            self.tools,
+            functions,
             choice if isinstance(choice, str) else None,
             choice.name if isinstance(choice, FlatName) else None,
             parallel=self.parallel_tool_calls,
         )
+
+    @property
+    def offered(self) -> tuple[FlatTool | Namespace, ...]:
+        """The tools that the model is told of."""
+        return tuple(tool for tool in self.tools if isinstance(tool, FlatTool | Namespace))
+
+    @property
+    def namespaced(self) -> dict[str, tuple[str, str]]:
+        """(namespace, name) of each function in one, by the name that the model knows."""
+        spaces = [tool for tool in self.offered if isinstance(tool, Namespace)]
+        return {flat_name(space.name, each.name): (space.name, each.name) for space in spaces for each in space.tools}
 
     def _turns(self) -> tuple[dict[str, Any], ...]:
         turns: list[dict[str, Any]] = []
@@ -229,6 +292,11 @@ class ResponseBody(Body, frozen=True, kw_only=True):
         return tuple(turns)
 
 
+def flat_name(namespace: str, name: str) -> str:
+    """What the model calls a function of a namespace."""
+    return f"{namespace.rstrip('_')}__{name}"
+
+
 def _message(item: Item, place: str) -> dict[str, Any]:
     if item.role is None:
         raise invalid(f"{place}.role", "is required")
@@ -242,7 +310,8 @@ def _call(item: Item, place: str) -> dict[str, Any]:
     if item.call_id is None or item.name is None:
         missing = "call_id" if item.call_id is None else "name"
         raise invalid(f"{place}.{missing}", "is required")
-    function = {"name": item.name, "arguments": object_of(item.arguments or "", place)}
+    name = item.name if item.namespace is None else flat_name(item.namespace, item.name)
+    function = {"name": name, "arguments": object_of(item.arguments or "", place)}
     return {"id": item.call_id, "type": "function", "function": function}
 
 
