@@ -230,7 +230,8 @@ class CountBody(Body, frozen=True, kw_only=True):
     @property
     def names(self) -> dict[str, str]:
         """What this body calls the fields of Request, where it calls them otherwise."""
-        options = "thinking" if self.thinking is not None else "output_config.effort"
+        is_told = self.thinking is not None and self.thinking.type != "adaptive"
+        options = "thinking" if is_told else "output_config.effort"
         return {"template_options": options, "constraint": "output_config.format", "prompt": "messages"}
 
     def to_requests(self) -> list[Request]:
@@ -273,9 +274,8 @@ class CountBody(Body, frozen=True, kw_only=True):
 
     def _template_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
-        if self.thinking is not None:
-            if self.thinking.type != "adaptive":
-                options["enable_thinking"] = self.thinking.type == "enabled"
+        if self.thinking is not None and self.thinking.type != "adaptive":
+            options["enable_thinking"] = self.thinking.type == "enabled"
         if self._effort not in {None, _DEFAULT_EFFORT}:
             options["reasoning_effort"] = self._effort
         return options
