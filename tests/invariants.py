@@ -1,8 +1,8 @@
 """What must hold whatever happened (tests/chaos): one helper around a pool, one around a fault of a daemon.
 
-By their numbers there: I1 every request ends, once; I2 health answers; I4 nothing is held that was not before; I6 only
-legal moves; I10 errors are JSON with a code. What is a matter of the answers themselves (I3 no gaps in other streams,
-I8 whole texts) the tests compare.
+By their numbers there: I1 every request ends, once; I2 health answers; I3 a bystander's stream has no gap; I4 nothing
+is held that was not before; I5 what is reserved is of workers that there are; I6 only legal moves; I8 no token is lost
+or repeated, and texts are those of an undisturbed run, or their beginnings; I10 errors are JSON with a code.
 """
 
 import threading
@@ -17,37 +17,113 @@ import psutil
 
 from daemons import Daemon
 from forgellm import Supervisor
-from forgellm.messages import Prefill
+from forgellm.messages import Prefill, Request
 from forgellm.states import LEGAL_MOVES
-from forgellm.supervisor.effects import Announce
+from forgellm.supervisor.effects import Announce, Effect
+from waiting import wait_until
 
 BACK_S = 5.0
+GAP_S = 1.0
+WORDS = " ".join(map(str, range(20_000)))
 HEALTH_EVERY_S = 0.05
+
+
+class Ledger:
+    """What a pool was asked for and what it delivers, seen where it is delivered; looks, and changes nothing.
+
+    The echo engine's tokens are the words of the prompt, numbered from 0: so each answer of it can be judged."""
+
+    def __init__(self, pool: Supervisor) -> None:
+        self.ends: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._prompts: dict[str, str] = {}  # of what is still being answered
+        self._tokens: Counter[str] = Counter()
+        self._chars: Counter[str] = Counter()
+        self._models = pool.settings.models
+        self._submit, self._deliver = pool._submit, pool._deliveries.deliver
+        pool._submit = self.submit  # type: ignore[method-assign]
+        pool._deliveries.deliver = self.deliver  # type: ignore[method-assign]
+
+    def submit(self, request: Request, missing: Any, now: float) -> list[Effect]:
+        config = self._models.get(request.model)
+        is_echo = config is not None and config.source == "echo" and not config.options.get("text")
+        if is_echo and isinstance(request.prompt, str) and request.inputs is None and not request.resume:
+            self._prompts[request.request_id] = request.prompt
+        return self._submit(request, missing, now)
+
+    def deliver(self, to: str, news: Any) -> None:
+        is_end = news[4] is not None if isinstance(news, tuple) else not isinstance(news, Prefill)
+        self.ends[to] += is_end
+        prompt = self._prompts.get(to)
+        if prompt is not None and isinstance(news, tuple):
+            _, text, token_ids, _, finish_reason, _, _ = news
+            expected = tuple(range(self._tokens[to], self._tokens[to] + len(token_ids)))
+            if token_ids != expected or not prompt.startswith(text, self._chars[to]):
+                self.wrong.append(f"{to} got {text!r} {token_ids} where {expected} are next")
+            self._tokens[to] += len(token_ids)
+            self._chars[to] += len(text)
+            if finish_reason == "stop" and self._chars[to] != len(prompt):
+                self.wrong.append(f"{to} ended after {self._chars[to]} characters of {len(prompt)}")
+        if is_end:
+            self._prompts.pop(to, None)
+        self._deliver(to, news)
 
 
 @contextmanager
 def sound_pool(pool: Supervisor) -> Iterator[Supervisor]:
-    """Run a pool for a test: each request and each ticket got one end (I1), each move of a worker is legal (I6)."""
-    ends: Counter[str] = Counter()
-    deliver = pool._deliveries.deliver
-
-    def counted(to: str, news: Any) -> None:
-        ends[to] += news[4] is not None if isinstance(news, tuple) else not isinstance(news, Prefill)
-        deliver(to, news)
-
-    pool._deliveries.deliver = counted  # type: ignore[method-assign]
+    """Run a pool for a test: each request and each ticket got one end (I1), the echo engine's answers are whole (I8),
+    memory is reserved in the end for workers that live, and for nobody after the stop (I5), each move is legal (I6)."""
+    ledger = Ledger(pool)
     with pool:
         watch = pool.watch()
         yield pool
+        wait_until(lambda: _known(pool) == _living(pool), BACK_S)
         moves = [each for each in watch.take(0.0) if isinstance(each, Announce)]
         watch.close()
+    assert (pool.status().reserved_bytes, pool.status().models) == (0, ())
     assert pool._deliveries._readers == {}
-    assert {to: count for to, count in ends.items() if to and count > 1} == {}
+    assert {to: count for to, count in ledger.ends.items() if to and count > 1} == {}
+    assert ledger.wrong == []
     states = {move.worker: move.old for move in reversed(moves)}
     for move in moves:
         assert move.new in LEGAL_MOVES[move.old], move
         assert states[move.worker] is move.old, move
         states[move.worker] = move.new
+
+
+def _known(pool: Supervisor) -> set[int]:
+    """The lives that memory is reserved for, and those on their way out."""
+    life = pool._pool._life
+    return {*life.slots, *life._doomed, *([life.spare.life] if life.spare else [])}
+
+
+def _living(pool: Supervisor) -> set[int]:
+    return set(pool._loop.crew.pids()) if pool._loop.crew else set()
+
+
+@contextmanager
+def bystander(pool: Supervisor, model: str) -> Iterator[None]:
+    """An echo model's stream beside what is tested: it gets on, without a gap of a second (I3)."""
+    pool.load(model)
+    generation = pool.generate(model, WORDS, max_tokens=100_000)
+    gaps: list[float] = []
+
+    def read() -> None:
+        last = time.monotonic()
+        for _ in generation:
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        wait_until(lambda: len(gaps) > 1)
+        yield
+    finally:
+        generation.close()
+        reader.join(BACK_S)
+    assert len(gaps) > 1
+    assert max(gaps) < GAP_S
 
 
 @contextmanager

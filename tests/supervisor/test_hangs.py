@@ -6,25 +6,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pools import DEADLINE_S, StartPool, wait_until
 
-from forgellm import Generation, Supervisor
+from forgellm import Supervisor
 from forgellm.errors import RequestCrashesWorker, RequestTimeout, WorkerDied
 from forgellm.messages import Event, Timeouts
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
 from forgellm.supervisor.channel import Channel
+from invariants import bystander
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
 
 LIMIT_S = 2.0
 GRACE_S = 5.0
-GAP_S = 1.0
 LIMITS = {"hang_timeout_s": LIMIT_S, "progress_timeout_s": LIMIT_S, "load_stall_timeout_s": LIMIT_S}
 TEXT = " ".join(map(str, range(2000)))
 
@@ -48,40 +46,6 @@ def dump_named_in(words: str) -> str:
     return Path(path).read_text("utf-8")
 
 
-class Neighbour:
-    """A stream of another model; remembers the longest gap between two tokens."""
-
-    def __init__(self, generation: Generation) -> None:
-        self.gap_s, self.tokens = 0.0, 0
-        self._generation = generation
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        last = time.monotonic()
-        for _ in self._generation:
-            now = time.monotonic()
-            self.gap_s, last = max(self.gap_s, now - last), now
-            self.tokens += 1
-
-    def end(self) -> None:
-        self._generation.close()
-        self._thread.join(DEADLINE_S)
-
-
-@contextmanager
-def undisturbed(pool: Supervisor) -> Iterator[None]:
-    """The stream of another model goes on meanwhile."""
-    pool.load("other")
-    neighbour = Neighbour(pool.generate("other", TEXT))
-    try:
-        yield
-    finally:
-        neighbour.end()
-    assert neighbour.tokens > 5
-    assert neighbour.gap_s < GAP_S
-
-
 OTHER = {"tokens_per_s": 20.0}
 
 
@@ -89,7 +53,7 @@ def test_chaos_016_a_stopped_worker_is_killed_at_the_limit_and_its_stream_goes_o
     """SIGSTOP; it is woken to write its stacks, and killed all the same."""
     pool = start_pool(LIMITS, e={"tokens_per_s": 50.0}, other=OTHER)
     pool.load("e")
-    with undisturbed(pool):
+    with bystander(pool, "other"):
         text = " ".join(map(str, range(150)))
         generation = pool.generate("e", text)
         found = next(generation).text
@@ -140,7 +104,7 @@ def hangs_twice(start_pool: StartPool, how: str, clock: str) -> None:
     is quarantined the second time."""
     pool = start_pool(LIMITS, e={"hang": how, "tokens_per_s": 50.0}, other=OTHER)
     pool.load("e")
-    with undisturbed(pool):
+    with bystander(pool, "other"):
         began = time.monotonic()
         poison = pool.generate("e", "hang")
         wait_until(lambda: worker(pool).restarts == 1)

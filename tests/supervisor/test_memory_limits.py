@@ -6,8 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from forgellm import Supervisor
 from forgellm.errors import ForgeLLMError, InsufficientMemory
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from invariants import bystander
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
 
@@ -41,27 +40,6 @@ def names(pool: Supervisor) -> set[str]:
     return {model.name for model in pool.status().models}
 
 
-@contextmanager
-def neighbour(pool: Supervisor, model: str) -> Iterator[list[float]]:
-    """A stream of another model beside what is tested; afterwards it must have had no gap."""
-    gaps: list[float] = []
-    generation = pool.generate(model, WORDS, max_tokens=100_000)
-
-    def read() -> None:
-        last = time.monotonic()
-        for _ in generation:
-            gaps.append(time.monotonic() - last)
-            last = time.monotonic()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    wait_until(lambda: len(gaps) > 3)
-    yield gaps
-    generation.close()
-    reader.join(DEADLINE_S)
-    assert max(gaps) < MAX_GAP_S
-
-
 def test_idle_models_make_room_in_order_and_their_memory_is_back_before_the_next_load(start_pool: StartPool) -> None:
     pool = start_pool(
         settings(260, memory_soft_limit=1.0),
@@ -73,7 +51,7 @@ def test_idle_models_make_room_in_order_and_their_memory_is_back_before_the_next
     for name in ("busy", "old", "new"):
         pool.load(name)
     pool.generate("old", "used").result()
-    with neighbour(pool, "busy"):
+    with bystander(pool, "busy"):
         plan = pool.plan("big")
         assert (plan.fits, plan.would_evict) == (True, ("new",))
         gone = worker(pool, "new").pid
@@ -108,7 +86,7 @@ def test_chaos_028_a_runaway_is_ended_at_the_hard_limit_and_takes_nobody_along(s
     pool.load("quiet")
     pool.load("runaway")
     quiet, life = worker(pool, "quiet").pid, worker(pool, "runaway").life
-    with neighbour(pool, "quiet"):
+    with bystander(pool, "quiet"):
         older = pool.generate("runaway", " ".join(["word"] * 100), max_tokens=100)
         newest = pool.generate("runaway", WORDS, max_tokens=100_000)
         above: list[float] = []

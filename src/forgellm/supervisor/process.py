@@ -99,6 +99,8 @@ class WorkerProcess:
             self._process.kill()
             self._process.join(KILL_WAIT_S)
             self._channel.close()
+            self._process.close()
+            del self._reader  # it refers to this object, which would hold descriptors until a garbage collection
             raise BlockingIOError(errno.EAGAIN, str(error)) from error
 
     def send(self, command: Command) -> None:
