@@ -34,11 +34,14 @@ def is_quiet(manager: socket.socket, for_s: float) -> bool:
     return select.select([manager], [], [], for_s)[0] == []
 
 
-def test_without_a_service_manager_nothing_is_said() -> None:
-    notifier = Notifier({})
-    notifier.ready("serving", lambda timeout_s: True)
+def test_without_a_service_manager_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("there is nobody to tell"))
+    notifier = Notifier({"WATCHDOG_USEC": "1000"})
+    notifier.ready("serving", lambda timeout_s: bool(asked.append(timeout_s)))
     notifier.stopping()
     notifier.close()
+    assert asked == []
 
 
 def test_its_variables_are_kept_from_children(manager: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """GET /v1/models says of each model what is known of it, loaded or not."""
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -10,22 +11,12 @@ from forgellm.api.app import create_app
 from forgellm.api.pool import Pool
 from forgellm.catalog import CatalogEntry
 from forgellm.config import Settings
-from forgellm.messages import ModelInfo, Task
+from forgellm.messages import Task
 from forgellm.states import WorkerState
 from forgellm.supervisor import PoolStatus
+from model_info import INFO
 
-INFO = ModelInfo(
-    context_length=4096,
-    vocab_size=100,
-    has_chat_template=True,
-    parameters=1,
-    quantization="",
-    layout="native",
-    blas="",
-    device="cpu",
-    load_s=1.0,
-    capabilities=("completion", "chat", "tools"),
-)
+THERE = replace(INFO, context_length=4096, capabilities=("completion", "chat", "tools"))
 
 
 def known(name: str, task: Task, *aliases: str) -> CatalogEntry:
@@ -38,7 +29,7 @@ class FakePool:
     """Two models on their way or there, and two more that could be."""
 
     def status(self) -> PoolStatus:
-        there = model_status("there", info=INFO, aliases=("my/best",))
+        there = model_status("there", info=THERE, aliases=("my/best",))
         return pool_status(there, model_status("coming", state=WorkerState.LOADING, context_length=64))
 
     def catalog(self) -> list[CatalogEntry]:

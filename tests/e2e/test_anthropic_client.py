@@ -1,10 +1,10 @@
 """The official anthropic client drives a daemon with the demo model: nothing but the base URL is set."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import pytest
 
 from daemons import Daemon
@@ -36,7 +36,13 @@ TOOL: Any = {
 
 
 @pytest.fixture(scope="module")
-def client(demo_daemon: Daemon) -> Iterator[anthropic.Anthropic]:
+def anthropic() -> Any:
+    """The library, which takes its time to be imported: not while the tests of other tiers are collected."""
+    return importlib.import_module("anthropic")
+
+
+@pytest.fixture(scope="module")
+def client(anthropic: Any, demo_daemon: Daemon) -> Iterator[Any]:
     print(f"anthropic {anthropic.__version__}")
     with anthropic.Anthropic(base_url=demo_daemon.url, api_key="any", max_retries=0, timeout=60) as made:
         yield made
@@ -97,13 +103,13 @@ def test_a_call_is_made_and_streamed_and_answered(client):
     assert after.usage.input_tokens + after.usage.cache_read_input_tokens > final.usage.input_tokens
 
 
-def test_thinking_is_refused_by_name_where_the_model_has_none(client):
+def test_thinking_is_refused_by_name_where_the_model_has_none(client, anthropic):
     assert client.messages.create(**ASKED, thinking={"type": "disabled"}).content
     with pytest.raises(anthropic.BadRequestError, match="`thinking`"):
         client.messages.create(**ASKED, thinking={"type": "adaptive"})
 
 
-def test_errors_are_the_clients_own_classes(client):
+def test_errors_are_the_clients_own_classes(client, anthropic):
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.messages.create(**{**ASKED, "max_tokens": -1})
     assert caught.value.body["error"]["type"] == "invalid_request_error"

@@ -1,10 +1,10 @@
 """The official ollama client drives a daemon with the demo model: nothing but the host is set."""
 
+import importlib
 import importlib.metadata
 import json
 from typing import Any
 
-import ollama
 import pytest
 
 from daemons import Daemon
@@ -32,7 +32,13 @@ def weather(city: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(demo_daemon: Daemon) -> ollama.Client:
+def ollama() -> Any:
+    """The library, which takes its time to be imported: not while the tests of other tiers are collected."""
+    return importlib.import_module("ollama")
+
+
+@pytest.fixture(scope="module")
+def client(ollama: Any, demo_daemon: Daemon) -> Any:
     print(f"ollama {importlib.metadata.version('ollama')}")
     return ollama.Client(host=demo_daemon.url, timeout=60)
 
@@ -101,7 +107,7 @@ def test_models_are_listed_shown_and_loaded(client):
     assert client.generate(MODEL, keep_alive=-1).done_reason == "load"
 
 
-def test_what_cannot_be_done_is_the_clients_own_error(client):
+def test_what_cannot_be_done_is_the_clients_own_error(client, ollama):
     for wrong, name in (
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"num_ctx": 1 << 30}}, "options.num_ctx"),

@@ -1,11 +1,11 @@
 """The official openai client drives a daemon with the demo model: nothing but the base URL is set."""
 
+import importlib
 import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 
 from daemons import Daemon
@@ -35,7 +35,13 @@ TOOL: Any = {
 
 
 @pytest.fixture(scope="module")
-def client(demo_daemon: Daemon) -> Iterator[openai.OpenAI]:
+def openai() -> Any:
+    """The library, which takes its time to be imported: not while the tests of other tiers are collected."""
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def client(openai: Any, demo_daemon: Daemon) -> Iterator[Any]:
     print(f"openai {openai.__version__}")
     with openai.OpenAI(base_url=f"{demo_daemon.url}/v1", api_key="any", max_retries=0, timeout=60) as made:
         yield made
@@ -130,7 +136,7 @@ def test_a_call_is_made_and_streamed_and_answered(client):
     assert after.usage.prompt_tokens > 0
 
 
-def test_what_the_model_cannot_do_is_refused_under_the_clients_name(client):
+def test_what_the_model_cannot_do_is_refused_under_the_clients_name(client, openai):
     asked: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 4}
     for wrong in ({"reasoning_effort": "low"}, {"guided_regex": "("}, {"chat_template_kwargs": {"nothing": 1}}):
         with pytest.raises(openai.BadRequestError) as caught:
@@ -158,7 +164,7 @@ def test_responses_whole_and_streamed(client):
     assert final.usage.total_tokens == whole.usage.total_tokens
 
 
-def test_embeddings_as_bytes_and_as_numbers(client):
+def test_embeddings_as_bytes_and_as_numbers(client, openai):
     """On the echo engine; what real vectors are worth is tested with the engine that makes them."""
     packed = client.embeddings.create(model="e", input=["a", "b c"])
     plain = client.embeddings.create(model="e", input=["a", "b c"], encoding_format="float")
@@ -176,7 +182,7 @@ def test_models(client):
     assert client.models.retrieve(MODEL).context_length == listed[MODEL].context_length > 1000
 
 
-def test_errors_are_the_clients_own_classes(client):
+def test_errors_are_the_clients_own_classes(client, openai):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=QUESTION, verbosity="low")
     assert (caught.value.param, caught.value.code) == ("verbosity", "unsupported_parameter")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import INFO, World
+from world import World
 
 from forgellm.config import Settings
 from forgellm.errors import InsufficientMemory
@@ -15,6 +15,7 @@ from forgellm.supervisor.budget import RUNTIME_BYTES, Candidate, choose_victims,
 from forgellm.supervisor.effects import Loaded, Signal, Unloaded
 from forgellm.supervisor.memory import OomWatch, cgroup_limit_bytes, oom_kills
 from forgellm.supervisor.slots import LoadOrder
+from model_info import INFO
 
 S = WorkerState
 GB = 1_000_000_000

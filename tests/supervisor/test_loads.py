@@ -129,7 +129,7 @@ def test_a_demand_that_can_never_be_met_is_refused_at_once_with_the_numbers() ->
     machine.hold("pinned", 50, pin=True)
     error = machine.news(machine.ask("a"))
     assert isinstance(error, InsufficientMemory)
-    assert "pinned 50 MB" in str(error) or "(pinned)" in str(error)
+    assert "pinned 0 MB (pinned)" in str(error)
     assert machine.states() == {"pinned": S.READY}
 
 
@@ -211,7 +211,7 @@ def test_a_request_for_a_model_that_is_being_evicted_waits_until_it_is_back() ->
     machine.token(machine.get_ready("b"), for_b, finish="stop")
     machine.leave(machine.worker("b").life)
     assert machine.life_of(late) is None
-    assert machine.life_of(late) or machine.get_ready("a") == machine.life_of(late)
+    assert machine.get_ready("a") == machine.life_of(late)
 
 
 def test_a_load_of_a_model_that_is_being_put_away_brings_it_back_for_its_requests_too() -> None:

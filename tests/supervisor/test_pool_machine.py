@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from world import INFO, World, order
+from world import World, order
 
 from forgellm.config import Settings
 from forgellm.errors import ForgeLLMError, RequestCrashesWorker
@@ -37,6 +37,7 @@ from forgellm.messages import (
 from forgellm.states import HAS_PROCESS, LEGAL_MOVES, WorkerState
 from forgellm.supervisor.clocks import Pulse
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Send, Signal, Spawn
+from model_info import INFO
 
 EXAMPLES = 2000 if os.environ.get("CI") == "true" else 200
 MAX_QUEUE = 3

@@ -17,7 +17,6 @@ from forgellm.messages import (
     Imported,
     LoadFailed,
     LoadPolicy,
-    ModelInfo,
     ModelSource,
     Ready,
     Request,
@@ -28,18 +27,7 @@ from forgellm.supervisor.effects import Deliver, Effect, Send, Signal, Spawn
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.slots import DeathCause, LoadOrder
 from forgellm.supervisor.status import ModelStatus, WorkerStatus
-
-INFO = ModelInfo(
-    context_length=64,
-    vocab_size=8,
-    has_chat_template=True,
-    parameters=1,
-    quantization="none",
-    layout="native",
-    blas="stock",
-    device="cpu",
-    load_s=0.0,
-)
+from model_info import INFO
 
 
 def order(name: str = "m", **kwargs: Any) -> LoadOrder:

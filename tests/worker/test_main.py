@@ -26,18 +26,8 @@ from forgellm.messages import (
 from forgellm.worker.engine import Progress, StepResult
 from forgellm.worker.main import ExitCode, _Loop
 from forgellm.worker.pulse import Counters
+from model_info import INFO
 
-INFO = ModelInfo(
-    context_length=8,
-    vocab_size=8,
-    has_chat_template=False,
-    parameters=1,
-    quantization="none",
-    layout="f32",
-    blas="stock",
-    device="cpu",
-    load_s=0.0,
-)
 LOAD = Load(ModelSource(name="m", kind="echo"), EngineOptions())
 
 
