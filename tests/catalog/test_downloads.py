@@ -4,8 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from forgellm.catalog.downloads import ENDED
 from forgellm.config import Settings
 from forgellm.errors import JobNotFound, ModelInUse, ModelInvalid, ModelNotFound
 from hub_server import COMMIT, Hub, hub_server
+from waiting import wait_until
 
 pytestmark = pytest.mark.process
 
@@ -56,13 +56,6 @@ def downloads(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_l
     found = Downloads()
     yield found
     found.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause, deadline = threading.Event(), time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        pause.wait(0.02)
 
 
 def ended(downloads: Downloads, job: Job) -> Job:
@@ -115,6 +108,21 @@ def test_a_file_whose_connection_is_cut_three_times_arrives_whole(
     assert ranges == [None, *(f"bytes={at * MB}-" for at in (5, 10, 15))]
     path = Path(resolve("org/name", settings).path or "") / "model.safetensors"
     assert path.read_bytes() == files["model.safetensors"]
+
+
+def test_a_system_without_a_thread_to_give_fails_the_job_and_not_the_next(
+    downloads: Downloads, server: Hub, tmp_path: Path
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server.add("org/name", model_of(tmp_path / "source"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        job = downloads.pull("org/name")
+    assert (job.state, job.error_code) == ("failed", "unavailable")
+    assert downloads.cancel(job.id) == job
+    assert ended(downloads, downloads.pull("org/name")).state == "done"
 
 
 def test_a_wrong_checksum_is_told_and_what_came_is_thrown_away(

@@ -170,7 +170,11 @@ class Downloads:
         for pull in waiting[: max(0, RUNNING - running)]:
             pull.job = replace(pull.job, state="running", stage="asking the hub")
             pull.thread = threading.Thread(target=self._run, args=(pull,), name=pull.job.id, daemon=True)
-            pull.thread.start()
+            try:
+                pull.thread.start()
+            except RuntimeError as error:  # the system has none to give
+                pull.thread = None
+                pull.job = _ended(pull.job, _failed(Unavailable(f"cannot start a thread for the pull: {error}")))
 
     # In the thread of a job ------------------------------------------------------------------------------------------
 
