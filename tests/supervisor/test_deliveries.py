@@ -37,6 +37,17 @@ def test_a_generation_gets_all_news_up_to_its_end_and_none_after() -> None:
     assert [token.text for token in found] == ["a", "b"]
 
 
+def test_a_request_that_runs_keeps_its_news_from_another_of_its_id_until_it_has_ended() -> None:
+    """Else the first one would wait for ever."""
+    deliveries = Deliveries()
+    first, second = (Generation("r", "m", lambda request_id: None) for _ in range(2))
+    assert deliveries.expect("r", first)
+    assert not deliveries.expect("r", second)
+    deliveries.deliver("r", ModelFailed("gone"))
+    assert first.has_ended
+    assert deliveries.expect("r", second)
+
+
 def test_news_for_nobody_is_dropped() -> None:
     deliveries = Deliveries()
     deliveries.deliver("", LOADED)

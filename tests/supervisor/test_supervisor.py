@@ -24,6 +24,7 @@ from forgellm.errors import (
     ShuttingDown,
     WorkerDied,
 )
+from forgellm.messages import Request
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
 from forgellm.supervisor.effects import Died
@@ -48,6 +49,16 @@ def pid(pool: Supervisor, model: str = "e", replica: int = 1) -> int:
 
 def is_ready(pool: Supervisor, life_after: int, model: str = "e") -> bool:
     return worker(pool, model).life > life_after and worker(pool, model).state is WorkerState.READY
+
+
+def test_a_request_that_runs_already_is_refused_and_goes_on(start_pool: StartPool) -> None:
+    pool = start_pool(e={"tokens_per_s": 20})
+    pool.load("e")
+    request = Request(request_id="mine", model="e", prompt="one two three")
+    first = pool.submit(request)
+    with pytest.raises(InvalidRequest, match="mine runs already"):
+        pool.submit(request).result()
+    assert first.result().text == "one two three"
 
 
 def test_a_loaded_model_answers_token_by_token(start_pool: StartPool) -> None:

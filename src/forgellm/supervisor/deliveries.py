@@ -31,9 +31,10 @@ class Deliveries:
         finally:
             self._readers.pop(ticket_id, None)
 
-    def expect(self, request_id: str, generation: Generation) -> None:
-        """News of this request goes to this Generation, up to its end."""
-        self._readers[request_id] = weakref.ref(generation)
+    def expect(self, request_id: str, generation: Generation) -> bool:
+        """News of this request goes to this Generation, up to its end; false if it goes to another already."""
+        reader = weakref.ref(generation)
+        return self._readers.setdefault(request_id, reader) is reader
 
     def deliver(self, to: str, news: Any) -> None:
         """Hand over a piece of news; nobody may be there for it any more."""

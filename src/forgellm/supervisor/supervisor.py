@@ -17,6 +17,7 @@ from forgellm.config import Settings
 from forgellm.errors import (
     ConfigError,
     ForgeLLMError,
+    InvalidRequest,
     ModelLoading,
     ModelUnloading,
     ShuttingDown,
@@ -229,8 +230,10 @@ class Supervisor:
         request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
         name = self.settings.model_name(request.model)
+        if not self._deliveries.expect(request.request_id, generation):
+            generation.fail(InvalidRequest(f"the request {request.request_id} runs already", field="request_id"))
+            return generation
         missing = self._missing(name, request.load_policy)
-        self._deliveries.expect(request.request_id, generation)
         self._loop.post(lambda now: self._submit(replace(request, model=name), missing, now))
         return generation
 
