@@ -12,7 +12,8 @@ RUN pip install --no-cache-dir . && rm -rf /src/*
 RUN useradd --create-home forgellm && mkdir /data && chown forgellm /data
 USER forgellm
 WORKDIR /home/forgellm
-ENV FORGELLM_CACHE_DIR=/data/cache FORGELLM_KEYS_FILE=/data/keys.json FORGELLM_LOG_FORMAT=json HF_HOME=/data/huggingface
+ENV FORGELLM_CACHE_DIR=/data/cache FORGELLM_KEYS_FILE=/data/keys.json FORGELLM_MACHINES_DIR=/data/machines \
+    FORGELLM_LOG_FORMAT=json HF_HOME=/data/huggingface
 VOLUME /data
 EXPOSE 5001
 

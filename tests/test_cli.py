@@ -89,6 +89,8 @@ def test_a_drain_is_reported_and_resumed(served):
     drained = forgellm("drain", "e", "--timeout", "5", "--url", served.url)
     assert "e is drained" in drained.stdout
     assert "0 finished, 0 moved, 0 aborted, 0 left" in drained.stdout
+    assert drained.stderr == "to resume it: forgellm drain e --resume\n"
+    assert "ready, drained" in forgellm("ps", "--url", served.url).stdout
     assert "is being drained" in forgellm("run", "e", "hi", "--url", served.url).stderr
     assert forgellm("drain", "--resume", "e", "--url", served.url).stdout == "e takes requests again\n"
     assert forgellm("run", "e", "hi", "--url", served.url).stdout.strip() == "hi"

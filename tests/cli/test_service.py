@@ -88,6 +88,7 @@ def test_install_status_uninstall(tmp_path: Path) -> None:
     assert str(config) in file.read_text("utf-8")
     found = service("status", "--json")
     assert (found.exit_code, json.loads(found.stdout)["installed"]) == (1, True)
+    assert f"{file}: installed, not running (" in service("status").stdout
     assert service("uninstall").stdout == f"{file} is removed\n"
     assert not file.exists()
     assert "not installed" in service("status").stdout

@@ -129,7 +129,7 @@ def test_a_daemon_killed_in_mid_pull_leaves_no_process_and_the_next_one_goes_on(
 
 
 def test_the_command_line_pulls_without_a_daemon_and_tells_an_error_in_one_sentence(
-    tmp_path: Path, server: Hub
+    tmp_path: Path, server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add("org/name", model_of(tmp_path / "source", MB))
     server.tokens["org/name"] = "hf_right"
@@ -144,3 +144,8 @@ def test_the_command_line_pulls_without_a_daemon_and_tells_an_error_in_one_sente
     assert "parameters" in shown.stdout
     found = on_a_terminal("models", "--remote", "name")[0]
     assert found.stdout.splitlines()[-1].split()[0] == "org/name"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    run, seen = on_a_terminal("models", "--remote", "name")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert len(seen.splitlines()) == 1
+    assert "Error: the hub at http://127.0.0.1:9 does not answer" in seen

@@ -168,6 +168,8 @@ def drain(url: str | None, as_json: bool, **body: Any) -> None:
     counts = ", ".join(f"{answer[name]} {name}" for name in ("finished", "moved", "aborted", "left") if name in answer)
     took = f" ({counts}, in {answer['took_s']:.1f} s)" if counts else ""
     tell(answer, answer["message"] + took, as_json=as_json)
+    if not body["resume"]:
+        click.echo(f"to resume it: forgellm drain {body['model'] or ''} --resume".replace("  ", " "), err=True)
 
 
 @main.command()

@@ -30,10 +30,16 @@ def logs(url: str | None, as_json: bool, model: str, follow: bool, lines: int) -
     from forgellm.cli.client import Client
     from forgellm.cli.follow import log_lines
 
+    is_empty = True
     with Client(url) as client:
         for worker, life, text in log_lines(lambda: client.get("/api/model/status"), model, lines, follow=follow):
             value = {"worker": worker, "life": life, "line": text}
             tell(value, f"{worker} | {text}", as_json=as_json)
+            is_empty = False
+    if is_empty:
+        click.echo(
+            f"the workers of {model} have printed nothing; what happened to them is in the daemon's log", err=True
+        )
 
 
 @click.command()

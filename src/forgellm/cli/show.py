@@ -65,7 +65,7 @@ def show_workers(status: Status) -> None:
         for worker in model["workers"]:
             table.add_row(
                 worker["name"],
-                worker["state"],
+                worker["state"] + (", drained" if model["draining"] else ""),
                 str(worker["pid"] or "-"),
                 str(worker["life"]),
                 str(worker["restarts"]),
@@ -78,6 +78,8 @@ def show_workers(status: Status) -> None:
             table.add_row("", f"[yellow]{outdated[0]}")
         if model.get("error"):
             table.add_row("", f"[red]{model['error']}")
+    if status.get("is_draining"):
+        click.echo("drained: nothing is let in until `forgellm drain --resume`", err=True)
     if not status["models"]:
         click.echo("no model is loaded")
         return
