@@ -102,7 +102,8 @@ class Request:
     leaves it to the tokenizer (a base model without one gets the contents as plain text), False forbids it, True
     demands it. `prompt` is raw text, or token ids, given to the model as it is. `thinking_budget`: so many tokens of
     reasoning, then its end is forced (a character that was begun is finished first); a model that does not think keeps
-    to any. `max_kv_size` caps this request's
+    to any. `continue_final`: the last message is the assistant's, and the answer
+    goes on after its text, of which it is not a part. `max_kv_size` caps this request's
     KV cache, in tokens (a rotating window). `resume` holds the tokens of the answer that an earlier life of the worker
     produced and the client has: the engine goes on after them as if it had produced them itself. `timeouts` are the
     supervisor's to keep. `template_options` are further variables of the chat template (`enable_thinking` …),
@@ -129,6 +130,7 @@ class Request:
     tools: Tools | None = None
     constraint: Constraint | None = None
     thinking_budget: int | None = None
+    continue_final: bool = False
     max_kv_size: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     resume: tuple[int, ...] = ()

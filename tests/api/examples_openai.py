@@ -15,6 +15,7 @@ SCHEMA_TEXT = '{"type":"object","properties":{"a":{"type":"integer"}}}'
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
 FLAT_TOOL = {"type": "function", "name": "f", "description": "d", "parameters": SCHEMA}
 TURN = {"role": "user", "content": "hi"}
+BEGUN = {"role": "assistant", "content": "so"}
 
 
 def sampled(name: str, value: Any) -> Check:
@@ -87,6 +88,8 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "reasoning_effort": ("low", asked("template_options", {"reasoning_effort": "low"})),
         "chat_template_kwargs": ({"enable_thinking": False}, asked("template_options", {"enable_thinking": False})),
         "thinking_token_budget": (0, asked("thinking_budget", 0)),
+        "continue_final_message": (True, asked("continue_final", True)),
+        "add_generation_prompt": (False, asked("continue_final", True)),
     },
     CompletionBody: {
         **SAMPLED,
@@ -139,6 +142,8 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
 }
 
 NEEDS: dict[tuple[Any, str], dict[str, Any]] = {
+    (ChatBody, "continue_final_message"): {"messages": [TURN, BEGUN]},
+    (ChatBody, "add_generation_prompt"): {"messages": [TURN, BEGUN], "continue_final_message": True},
     (ChatBody, "n"): {"seed": 5},
     (CompletionBody, "n"): {"seed": 5},
     (ChatBody, "stream_options"): {"stream": True},

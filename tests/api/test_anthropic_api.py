@@ -147,6 +147,8 @@ def test_the_version_a_client_was_written_for_is_the_one_that_is_spoken(api):
 
 
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
+BEGUN = [{"role": "user", "content": "a"}]
+GOES_ON = [*BEGUN, {"role": "assistant", "content": "b"}]
 USE = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
 
 
@@ -156,7 +158,17 @@ USE = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
         ({"content": [{"type": "image", "source": {}}]}, "messages[0].content[0]"),
         ({"content": [{"type": "video"}]}, "messages[0].content[0].type"),
         ({"content": [USE]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "messages[1]"),
+        ({"messages": [*BEGUN, {"role": "assistant", "content": "b "}]}, "messages[1]"),
+        ({"messages": [*BEGUN, {"role": "assistant", "content": [USE]}]}, "messages[1]"),
+        (
+            {"messages": [*BEGUN, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}]},
+            "messages[1]",
+        ),
+        ({"messages": GOES_ON, "thinking": {"type": "adaptive"}}, "thinking"),
+        (
+            {"messages": GOES_ON, "output_config": {"format": {"type": "json_schema", "schema": {}}}},
+            "output_config.format",
+        ),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0]"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice"),

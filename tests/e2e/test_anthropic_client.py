@@ -109,6 +109,19 @@ def test_thinking_is_refused_by_name_where_the_model_has_none(client, anthropic)
         client.messages.create(**ASKED, thinking={"type": "adaptive"})
 
 
+def test_an_answer_that_is_begun_is_gone_on_with(client, anthropic):
+    begun = {**ASKED, "messages": [*ASKED["messages"], {"role": "assistant", "content": "The capital city is called"}]}
+    answer = client.messages.create(**begun)
+    assert answer.content[0].text.startswith(" Paris")
+    with client.messages.stream(**begun) as stream:
+        assert "".join(stream.text_stream) == answer.content[0].text
+    counted = client.messages.count_tokens(model=begun["model"], messages=begun["messages"]).input_tokens
+    assert counted == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+    begun["messages"][-1]["content"] += " "
+    with pytest.raises(anthropic.BadRequestError, match="white space"):
+        client.messages.create(**begun)
+
+
 def test_errors_are_the_clients_own_classes(client, anthropic):
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.messages.create(**{**ASKED, "max_tokens": -1})

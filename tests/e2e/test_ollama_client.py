@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,9 +39,10 @@ def ollama() -> Any:
 
 
 @pytest.fixture(scope="module")
-def client(ollama: Any, demo_daemon: Daemon) -> Any:
+def client(ollama: Any, demo_daemon: Daemon) -> Iterator[Any]:
     print(f"ollama {importlib.metadata.version('ollama')}")
-    return ollama.Client(host=demo_daemon.url, timeout=60)
+    with ollama.Client(host=demo_daemon.url, timeout=60) as made:
+        yield made
 
 
 def test_chat_whole_and_streamed(client):
@@ -120,6 +122,11 @@ def test_what_cannot_be_done_is_the_clients_own_error(client, ollama):
         client.chat("nobody", QUESTION)
     assert missing.value.status_code == 404
     assert client.chat(MODEL, QUESTION, think=False, options={**GREEDY, "num_ctx": 64}).message.content
+
+
+def test_an_answer_that_is_begun_is_gone_on_with(client):
+    begun = [*QUESTION, {"role": "assistant", "content": "The capital city is called"}]
+    assert client.chat(MODEL, begun, options=GREEDY).message.content.startswith(" Paris")
 
 
 def test_closing_a_stream_ends_the_answer(client, demo_daemon):

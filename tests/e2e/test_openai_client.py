@@ -59,6 +59,13 @@ def test_chat(client):
     assert answer.system_fingerprint
 
 
+def test_an_answer_that_is_begun_is_gone_on_with(client):
+    begun = [*QUESTION, {"role": "assistant", "content": "The capital city is called"}]
+    also = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = client.chat.completions.create(model=MODEL, messages=begun, temperature=0, max_tokens=4, extra_body=also)
+    assert answer.choices[0].message.content.startswith(" Paris")
+
+
 def test_a_stream_says_the_same_and_counts_it(client):
     asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8}
     whole = client.chat.completions.create(**asked)

@@ -24,6 +24,7 @@ def asked(**options: Any) -> Request:
         ("constraint", Constraint(kind="regex", text="a+")),
         ("tools", TOOLS),
         ("thinking_budget", 0),
+        ("continue_final", True),
         ("keep_alive_s", -1.0),
     ],
 )

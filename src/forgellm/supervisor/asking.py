@@ -27,8 +27,8 @@ class GenerateOptions(TypedDict, total=False):
 
     `template` False gives a text to the model as it is, without its chat template. `timeouts` override those of the
     model and the settings. `constraint` and `tools`: what the answer must look like, and what it may call. For these,
-    `thinking_budget` and `max_kv_size` (tokens) and `keep_alive_s` see messages.Request; for all others,
-    messages.Sampling. `stop` may be one text.
+    `thinking_budget`, `continue_final`, `max_kv_size` (tokens) and `keep_alive_s` see messages.Request; for all
+    others, messages.Sampling. `stop` may be one text.
     """
 
     template: bool | None
@@ -37,6 +37,7 @@ class GenerateOptions(TypedDict, total=False):
     constraint: Constraint | None
     tools: Tools | None
     thinking_budget: int | None
+    continue_final: bool | None
     keep_alive_s: float | None
     max_tokens: int | None
     temperature: float | None
@@ -59,6 +60,7 @@ _OF_REQUEST: Mapping[str, Any] = {
     "constraint": Constraint,
     "tools": Tools,
     "thinking_budget": ThinkingBudget,
+    "continue_final": bool,
     "keep_alive_s": KeepAliveSeconds,
 }
 """The options that are fields of Request, and what each may be; all others are Sampling's."""

@@ -13,7 +13,7 @@ from forgellm.worker.guide import Guide, Guides
 from forgellm.worker.sampling import Processor
 from forgellm.worker.text import TextStream, TokenText
 from forgellm.worker.thought_limit import ThoughtLimit
-from forgellm.worker.tools import format_of
+from forgellm.worker.tools import format_of, text_of
 
 
 class Answers:
@@ -50,9 +50,9 @@ class Answers:
         thinking = self._thinking(request, prompt)
         wants_calls = request.tools is not None and request.tools.choice != "none"
         guide, is_guided = self._guide(request, thinking, wants_calls)
-        is_chat = request.messages is not None
+        goes_on = request.messages is None or request.continue_final
         decoder = self.texts.decoder(
-            is_continuation=not is_chat or guide is not None,  # what is shown is what the grammar saw
+            is_continuation=goes_on or guide is not None,  # what is shown is what the grammar saw
             shows_special=wants_calls and self._format.is_native and not is_guided,
         )
         stops = request.sampling.stop
@@ -106,6 +106,9 @@ class Answers:
         """By how the prompt ends: a template may begin the reasoning itself, or close it at once."""
         if self._marks is None or request.messages is None or request.template is False or not self._has_template:
             return "never"
+        if request.continue_final:  # in the middle of its text, or of a reasoning that it holds
+            begun = text_of(request.messages[-1])
+            return "is" if begun.rfind(self._marks[0]) > begun.rfind(self._marks[1]) else "never"
         tail = b"".join(map(self.texts.bytes_of, prompt[-16:])).decode("utf-8", "replace").rstrip()
         if tail.endswith(self._marks[0].rstrip()):
             return "is"

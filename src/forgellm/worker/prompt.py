@@ -85,6 +85,11 @@ class PromptBuilder:
         messages = request.messages or ()
         if not messages:
             raise InvalidRequest("messages is empty: give at least one message", field="messages")
+        if request.continue_final and (messages[-1].get("role") != "assistant" or messages[-1].get("tool_calls")):
+            raise InvalidRequest(
+                "messages: continue_final goes on with a text of the assistant's; end with one, or leave it out",
+                field="messages",
+            )
         functions = request.tools.functions if request.tools is not None else ()
         for text in (*_texts(messages), *_texts(functions)):
             _checked(text, "messages")
@@ -96,12 +101,17 @@ class PromptBuilder:
             messages = tools.native_messages(messages)
         else:
             messages, functions = tools.plain_messages(messages, request.tools), ()
-        separator = self._separator((*messages, *functions))
+        separator, end = _unused((*messages, *functions))
         if self.has_template and request.template is not False:
             hints = {name: value for name, value in request.template_hints.items() if self._has_variable(name)}
-            rendered = self._rendered(messages, functions, {**hints, **request.template_options}, separator)
+            options = {**hints, **request.template_options}
+            if not request.continue_final:
+                rendered = self._rendered(messages, functions, options, separator, begins_answer=True)
+            else:
+                open_ended = (*messages[:-1], {**messages[-1], "content": tools.text_of(messages[-1]) + end})
+                rendered = _until(end, self._rendered(open_ended, functions, options, separator, begins_answer=False))
             return self._encode_split(rendered, separator, False)
-        plain = "\n".join(self._guard(_content(message), separator) for message in messages)
+        plain = "\n".join(self._guard(tools.text_of(message), separator) for message in messages)
         return self._encode_split(plain, separator, True) if plain.replace(separator, "") else []
 
     def _check_template_fields(self, request: Request) -> None:
@@ -133,23 +143,25 @@ class PromptBuilder:
         functions: tuple[Mapping[str, Any], ...],
         options: Mapping[str, Any],
         separator: str,
+        *,
+        begins_answer: bool,
     ) -> str:
         guarded: dict[str, Any] = {"conversation": [self._guarded(message, separator) for message in messages]}
         if functions:
             guarded["tools"] = [self._guarded(function, separator) for function in functions]
         try:
-            return self._render(guarded, options)
+            return self._render(guarded, options, begins_answer)
         except TemplateError as error:
             if options:
                 try:
-                    self._render(guarded, {})
+                    self._render(guarded, {}, begins_answer)
                 except TemplateError:
                     raise error from None
                 error.field = "template_options"
             raise
 
-    def _render(self, guarded: dict[str, Any], options: Mapping[str, Any]) -> str:
-        settings = {**options, "tokenize": False, "add_generation_prompt": True}
+    def _render(self, guarded: dict[str, Any], options: Mapping[str, Any], begins_answer: bool) -> str:
+        settings = {**options, "tokenize": False, "add_generation_prompt": begins_answer}
         conversation = guarded["conversation"]
         try:
             if "tools" in guarded:
@@ -162,14 +174,8 @@ class PromptBuilder:
 
     # A special token written in a message ("<|im_end|>") must stay plain text. Its first character is parted from the
     # rest by a character that is no text (a Unicode noncharacter), the template renders that, and the rendered text is
-    # tokenized in pieces, none of which holds a whole special token of the user's.
-
-    def _separator(self, messages: tuple[Mapping[str, Any], ...]) -> str:
-        text = "".join(_texts(messages))
-        for code in range(0xFDD0, 0xFDF0):
-            if chr(code) not in text:
-                return chr(code)
-        raise InvalidRequest("messages hold all the noncharacters U+FDD0 to U+FDEF; remove one", field="messages")
+    # tokenized in pieces, none of which holds a whole special token of the user's. Another such character marks the end
+    # of an answer that is gone on with: what the template writes after it, and would trim before it, is left out.
 
     def _guard(self, text: str, separator: str) -> str:
         if self._special is None:
@@ -204,12 +210,25 @@ class PromptBuilder:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
-def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message; content may be a string, text parts ({"type": "text", "text": …}), or absent."""
-    content = message.get("content")
-    if isinstance(content, list | tuple):
-        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""
+def _unused(messages: tuple[Mapping[str, Any], ...]) -> tuple[str, str]:
+    """Two noncharacters that no text of these holds."""
+    held = set().union(*map(set, _texts(messages)))
+    free = [chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in held]
+    if len(free) < 2:
+        raise InvalidRequest(
+            "messages hold too many of the noncharacters U+FDD0 to U+FDEF; remove two", field="messages"
+        )
+    return free[0], free[1]
+
+
+def _until(end: str, rendered: str) -> str:
+    before, *after = rendered.split(end)
+    if len(after) != 1:
+        raise TemplateError(
+            "the model's chat template does not write the last message once, as it is: it cannot be gone on with",
+            field="messages",
+        )
+    return before
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -139,14 +139,14 @@ def plain_messages(messages: tuple[Mapping[str, Any], ...], tools: Tools | None)
         prompt = _PLAIN_PROMPT.format(functions=lines)
         if found[0].get("role") == "system":
             first = found.pop(0)
-            prompt = f"{_text(first)}\n\n{prompt}"
+            prompt = f"{text_of(first)}\n\n{prompt}"
         found.insert(0, {"role": "system", "content": prompt})
     return tuple(found)
 
 
 def _plain(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if message.get("role") == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{_text(message)}\n</tool_response>"}
+        return {"role": "user", "content": f"<tool_response>\n{text_of(message)}\n</tool_response>"}
     if not message.get("tool_calls"):
         return message
     written = [
@@ -154,7 +154,7 @@ def _plain(message: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, arguments in map(_call_in_message, message["tool_calls"])
     ]
     calls = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in written)
-    return {"role": message.get("role"), "content": f"{_text(message)}\n{calls}".strip()}
+    return {"role": message.get("role"), "content": f"{text_of(message)}\n{calls}".strip()}
 
 
 def _call_in_message(call: Any) -> tuple[str, dict[str, Any]]:
@@ -172,7 +172,8 @@ def _call_in_message(call: Any) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _text(message: Mapping[str, Any]) -> str:
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message; content may be a string, text parts ({"type": "text", "text": …}), or absent."""
     content = message.get("content")
     if isinstance(content, list | tuple):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))

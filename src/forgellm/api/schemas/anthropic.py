@@ -182,7 +182,10 @@ class CountBody(Body, frozen=True, kw_only=True):
     messages: Annotated[
         tuple[Message, ...],
         Meta(min_length=1),
-        honoured("the turns, rendered by the model's chat template; blocks of text, calls, their results and thinking"),
+        honoured(
+            "the turns, rendered by the model's chat template; blocks of text, calls, their results and thinking; a "
+            "text of the assistant's at the end is gone on with"
+        ),
     ]
     system: Annotated[str | tuple[Text, ...], honoured("the first turn; several texts are paragraphs of one")] = ""
     tools: Annotated[tuple[Tool, ...], honoured("functions that the model may call; none of the server's own")] = ()
@@ -217,6 +220,7 @@ class CountBody(Body, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._turns()
+        _ = self._continues
         self._tools()
         if self.context_management is not None:
             self.context_management.check()
@@ -249,6 +253,7 @@ class CountBody(Body, frozen=True, kw_only=True):
             tools=self._tools(),
             constraint=constraints.json_schema(wanted.schema) if wanted is not None else None,
             thinking_budget=self._thinking_budget,
+            continue_final=self._continues,
             sampling=sampling,
             count_only=count_only,
         )
@@ -258,11 +263,29 @@ class CountBody(Body, frozen=True, kw_only=True):
         turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         for number, message in enumerate(self.messages):
             turns += message.turns(f"messages[{number}]")
-        if self.messages[-1].role == "assistant":
-            field = f"messages[{len(self.messages) - 1}]"
-            says = "is the assistant's: an answer that is begun cannot be gone on with; end with the user's turn"
-            raise Unsupported(f"`{field}` {says}", field=field)
         return tuple(turns)
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the answer is begun already. Raises InvalidRequest where it cannot be gone on with."""
+        last = self.messages[-1]
+        if last.role != "assistant":
+            return False
+        field = f"messages[{len(self.messages) - 1}]"
+        blocks = (Text(text=last.content),) if isinstance(last.content, str) else last.content
+        if any(isinstance(block, ToolUse) for block in blocks) or not all(
+            isinstance(each, Text) for each in blocks[-1:]
+        ):
+            raise invalid(field, "is the assistant's and the last: it must end with text, to be gone on with")
+        text = "".join(block.text for block in blocks if isinstance(block, Text))
+        if text != text.rstrip():
+            raise invalid(field, "is gone on with, so it cannot end with white space: a word's token begins with it")
+        begun = f"cannot go with a last message of the assistant's (`{field}`): it is"
+        if self.thinking is not None and self.thinking.type != "disabled":
+            raise invalid("thinking", f"{begun} past its thinking")
+        if self.output_config is not None and self.output_config.format is not None:
+            raise invalid("output_config.format", f"{begun} begun already")
+        return True
 
     def _tools(self) -> Tools | None:
         functions = [_function(tool, f"tools[{number}]") for number, tool in enumerate(self.tools)]

@@ -233,6 +233,7 @@ class Generated(Asked, frozen=True, kw_only=True):
         messages: tuple[Mapping[str, Any], ...] | None = None,
         prompt: str | None = None,
         tools: Tools | None = None,
+        continue_final: bool = False,
     ) -> Request:
         """The request that asks this. Its id is born here."""
         options = self.sampled()
@@ -242,6 +243,7 @@ class Generated(Asked, frozen=True, kw_only=True):
             messages=messages,
             prompt=prompt,
             tools=tools,
+            continue_final=continue_final,
             template_options=self._template_options(),
             constraint=self._constraint(),
             context_length=options.num_ctx,
@@ -263,7 +265,12 @@ class Generated(Asked, frozen=True, kw_only=True):
 class OllamaChatBody(Generated, frozen=True, kw_only=True):
     """POST /api/chat. Without messages, it loads the model."""
 
-    messages: Annotated[tuple[Message, ...], honoured("the turns, rendered by the model's chat template")] = ()
+    messages: Annotated[
+        tuple[Message, ...],
+        honoured(
+            "the turns, rendered by the model's chat template; a text of the assistant's at the end is gone on with"
+        ),
+    ] = ()
     tools: Annotated[tuple[Tool, ...], honoured("functions that the model may call")] = ()
 
     def __post_init__(self) -> None:
@@ -277,7 +284,11 @@ class OllamaChatBody(Generated, frozen=True, kw_only=True):
 
     def to_requests(self) -> list[Request]:
         """One request."""
-        return [self.load() if self.is_load else self.request(messages=self._turns(), tools=self._tools())]
+        if self.is_load:
+            return [self.load()]
+        last = self.messages[-1]
+        is_begun = last.role == "assistant" and bool(last.content) and not last.tool_calls
+        return [self.request(messages=self._turns(), tools=self._tools(), continue_final=is_begun)]
 
     def _turns(self) -> tuple[dict[str, Any], ...]:
         return tuple(message.to_turn(f"messages[{number}]") for number, message in enumerate(self.messages))

@@ -134,6 +134,12 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     thinking_token_budget: Annotated[
         ThinkingBudget | None, honoured("so many tokens of reasoning, then its end is forced (vLLM's name)")
     ] = None
+    continue_final_message: Annotated[
+        bool, honoured("the last message, the assistant's, is gone on with: the answer is what follows (vLLM's name)")
+    ] = False
+    add_generation_prompt: Annotated[
+        bool | None, honoured("goes with `continue_final_message`, and is its opposite (vLLM's name)")
+    ] = None
     service_tier: Annotated[
         Literal["auto", "default"] | None, no_effect("there is one tier, which both words mean")
     ] = None
@@ -158,6 +164,10 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
             raise invalid("max_tokens", "and `max_completion_tokens` differ; give one")
         if "reasoning_effort" in self.chat_template_kwargs and self.reasoning_effort is not None:
             raise invalid("reasoning_effort", "is in `chat_template_kwargs` too; give one")
+        if self.add_generation_prompt is not None and self.add_generation_prompt == self.continue_final_message:
+            raise invalid("add_generation_prompt", "and `continue_final_message` must be opposites")
+        if self.continue_final_message and (self.messages[-1].role != "assistant" or self.messages[-1].tool_calls):
+            raise invalid("continue_final_message", "needs a text of the assistant's as the last message")
         self._turns()
         self._tools()
 
@@ -186,6 +196,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
                 tools=tools,
                 constraint=constraint,
                 thinking_budget=self.thinking_token_budget,
+                continue_final=self.continue_final_message,
                 sampling=self.sampling(longest, logprobs, choice),
             )
             for choice, request_id in enumerate(new_ids("chatcmpl", self.n))
