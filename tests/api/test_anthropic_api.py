@@ -164,7 +164,7 @@ USE = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
             {"messages": [*BEGUN, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}]},
             "messages[1]",
         ),
-        ({"messages": GOES_ON, "thinking": {"type": "adaptive"}}, "thinking"),
+        ({"messages": GOES_ON, "thinking": {"type": "enabled"}}, "thinking"),
         (
             {"messages": GOES_ON, "output_config": {"format": {"type": "json_schema", "schema": {}}}},
             "output_config.format",

@@ -51,7 +51,7 @@ def test_in_openais_dialect_both_words_must_agree_and_fit_the_messages(fields: d
 
 
 def test_thinking_before_the_text_and_no_text_at_all_may_be_gone_on_with() -> None:
-    assert goes_on(MessagesBody, USER, {"role": "assistant", "content": THOUGHT}, thinking={"type": "disabled"})
+    assert goes_on(MessagesBody, USER, {"role": "assistant", "content": THOUGHT}, thinking={"type": "adaptive"})
     assert goes_on(MessagesBody, USER, {"role": "assistant", "content": ""})
 
 

@@ -273,15 +273,14 @@ class CountBody(Body, frozen=True, kw_only=True):
             return False
         field = f"messages[{len(self.messages) - 1}]"
         blocks = (Text(text=last.content),) if isinstance(last.content, str) else last.content
-        if any(isinstance(block, ToolUse) for block in blocks) or not all(
-            isinstance(each, Text) for each in blocks[-1:]
-        ):
+        has_calls = any(isinstance(block, ToolUse) for block in blocks)
+        if has_calls or not all(isinstance(block, Text) for block in blocks[-1:]):
             raise invalid(field, "is the assistant's and the last: it must end with text, to be gone on with")
         text = "".join(block.text for block in blocks if isinstance(block, Text))
         if text != text.rstrip():
             raise invalid(field, "is gone on with, so it cannot end with white space: a word's token begins with it")
         begun = f"cannot go with a last message of the assistant's (`{field}`): it is"
-        if self.thinking is not None and self.thinking.type != "disabled":
+        if self.thinking is not None and self.thinking.type == "enabled":
             raise invalid("thinking", f"{begun} past its thinking")
         if self.output_config is not None and self.output_config.format is not None:
             raise invalid("output_config.format", f"{begun} begun already")
