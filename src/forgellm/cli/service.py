@@ -100,7 +100,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
     code, words = _run(found.state) if is_installed else (1, "not installed")
     is_running = is_installed and code == 0
     value = {"file": str(found.file), "installed": is_installed, "running": is_running, "state": words}
-    tell(value, f"{found.file}: {'running' if is_running else words or 'not running'}", as_json=as_json)
+    text = "running" if is_running else f"installed, not running ({words})" if is_installed else words
+    tell(value, f"{found.file}: {text}", as_json=as_json)
     ctx.exit(0 if is_running else 1)
 
 
