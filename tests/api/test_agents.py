@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import agents
 import msgspec
 import pytest
 
+import agents
 from forgellm.api.schemas.anthropic import MessagesBody
 from forgellm.api.schemas.openai_responses import ResponseBody
 from forgellm.errors import Unsupported

@@ -112,7 +112,6 @@ def test_models_are_listed_shown_and_loaded(client):
 def test_what_cannot_be_done_is_the_clients_own_error(client, ollama):
     for wrong, name in (
         ({"options": {"mirostat": 2}}, "options.mirostat"),
-        ({"options": {"num_ctx": 1 << 30}}, "options.num_ctx"),
         ({"think": True}, "think"),
     ):
         with pytest.raises(ollama.ResponseError, match=f"`{name}`") as caught:
@@ -122,6 +121,7 @@ def test_what_cannot_be_done_is_the_clients_own_error(client, ollama):
         client.chat("nobody", QUESTION)
     assert missing.value.status_code == 404
     assert client.chat(MODEL, QUESTION, think=False, options={**GREEDY, "num_ctx": 64}).message.content
+    assert client.chat(MODEL, QUESTION, options={**GREEDY, "num_ctx": 1 << 30, "num_predict": 1}).message.content
 
 
 def test_an_answer_that_is_begun_is_gone_on_with(client):

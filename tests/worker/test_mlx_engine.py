@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from forgellm.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+from forgellm.errors import ContextLengthExceeded, InvalidRequest
 from forgellm.messages import Chunk, Prefill, Request, RequestFailed, Sampling, Stopped
 from forgellm.worker.mlx_engine import MLXEngine
 from forgellm.worker.running import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS, PrefillPace
@@ -492,7 +492,7 @@ def test_counting_a_prompt_runs_nothing(engine: MLXEngine) -> None:
     assert chunk[5].completion_tokens == 0
 
 
-def test_a_request_may_want_a_shorter_context_and_not_a_longer_one(engine: MLXEngine) -> None:
+def test_a_request_may_want_a_shorter_context_and_a_longer_one_is_the_models_own(engine: MLXEngine) -> None:
     prompt = (5,) * 10
     short = run(engine, dataclasses.replace(raw("a", prompt), context_length=13)).last("a")
     assert short[4] == "length"
@@ -500,6 +500,5 @@ def test_a_request_may_want_a_shorter_context_and_not_a_longer_one(engine: MLXEn
     assert short[5].completion_tokens == 3
     with pytest.raises(ContextLengthExceeded, match="context length is 10"):
         engine.add(dataclasses.replace(raw("b", prompt), context_length=10))
-    with pytest.raises(Unsupported, match="as it is loaded") as caught:
-        engine.add(dataclasses.replace(raw("c", prompt), context_length=1 << 30))
-    assert caught.value.field == "context_length"
+    with pytest.raises(ContextLengthExceeded, match=f"context length is {engine._context_length}"):
+        engine.add(dataclasses.replace(raw("c", (5,) * engine._context_length), context_length=1 << 30))

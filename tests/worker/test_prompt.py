@@ -155,3 +155,29 @@ def test_a_hint_counts_where_the_template_has_the_word_and_is_never_refused(buil
     none = dataclasses.replace(plain, template_options={"reasoning_effort": "none"})
     assert builder.tokens(none) == builder.tokens(plain)
     assert refused(builder, dataclasses.replace(plain, template_options={"reasoning_effort": "low"})).field
+
+
+STRICT = """{%- for m in messages -%}
+{%- if m.role == 'system' and (loop.index0 > 0 or NONE is defined) -%}{{ raise_exception('no system') }}{%- endif -%}
+{%- if loop.index0 > 0 and m.role == loop.previtem.role -%}{{ raise_exception('roles must alternate') }}{%- endif -%}
+[{{ m.role }}]{{ m.content }}{%- endfor -%}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        (STRICT, "[system]a\n\nb[user]c\n\nd[assistant]e[user]f"),
+        (STRICT.replace("NONE is defined", "true"), "[user]a\n\nb\n\nc\n\nd[assistant]e[user]f"),
+    ],
+    ids=["one system turn", "none"],
+)
+def test_a_strict_template_gets_the_turns_of_coding_agents_in_a_form_it_takes(
+    tiny_folder: Path, template: str, rendered: str
+) -> None:
+    tokenizer = load(tiny_folder)
+    tokenizer._tokenizer.chat_template = template
+    roles = ("system", "system", "user", "user", "assistant", "system")
+    messages = tuple({"role": role, "content": text} for role, text in zip(roles, "abcdef", strict=True))
+    request = Request(request_id="r", model="m", messages=messages)
+    tokens = PromptBuilder(tokenizer, VOCAB, 512).tokens(request)
+    assert tokenizer.decode(tokens) == rendered

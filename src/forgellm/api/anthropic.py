@@ -14,7 +14,7 @@ from forgellm.api.dialect import Dialect, Operation, read
 from forgellm.api.errors import Problem, json_response
 from forgellm.api.schemas import anthropic_answers as out
 from forgellm.api.schemas.anthropic import CountBody, MessagesBody
-from forgellm.errors import InvalidRequest
+from forgellm.errors import ContextLengthExceeded, InvalidRequest
 from forgellm.messages import Reasoning, Stopped
 from forgellm.supervisor.generation import Generation, Token
 
@@ -85,7 +85,9 @@ def _check_version() -> None:
 def _error_body(problem: Problem) -> dict[str, Any]:
     """Anthropic's envelope, with the codes of this server."""
     kind = _TYPES.get(problem.status, "api_error" if problem.status >= 500 else "invalid_request_error")
-    detail: dict[str, Any] = {"type": kind, "message": problem.message, "code": problem.code}
+    is_long = problem.code == ContextLengthExceeded.code
+    message = f"prompt is too long: {problem.message}" if is_long else problem.message  # what agents look for
+    detail: dict[str, Any] = {"type": kind, "message": message, "code": problem.code}
     if problem.field is not None:
         detail["param"] = problem.field
     return {"type": "error", "error": detail}

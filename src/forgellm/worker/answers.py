@@ -13,7 +13,8 @@ from forgellm.worker.guide import Guide, Guides
 from forgellm.worker.sampling import Processor
 from forgellm.worker.text import TextStream, TokenText
 from forgellm.worker.thought_limit import ThoughtLimit
-from forgellm.worker.tools import format_of, text_of
+from forgellm.worker.tools import format_of
+from forgellm.worker.turns import text_of
 
 
 class Answers:

@@ -3,6 +3,7 @@
 Must not run a model, and lets no text of a message become a control token.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 from forgellm.errors import ContextLengthExceeded, EmptyPrompt, InvalidRequest, TemplateError, Unsupported
 from forgellm.messages import Request
 from forgellm.worker import tools
+from forgellm.worker.turns import Turns, stricter, text_of
 
 _OWN_VARIABLES = frozenset(
     {"messages", "conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"}
@@ -57,13 +59,7 @@ class PromptBuilder:
         """How many tokens an answer may have after the prompt, at least one. Raises InvalidRequest."""
         limit = self._context_length
         if request.context_length is not None:
-            if request.context_length > limit:
-                raise Unsupported(
-                    f"context_length: {request.context_length} tokens are more than the {limit} of this model as it is "
-                    "loaded",
-                    field="context_length",
-                )
-            limit = request.context_length
+            limit = min(limit, request.context_length)
         room = limit - len(prompt)
         if room < 1:
             raise ContextLengthExceeded(
@@ -108,10 +104,10 @@ class PromptBuilder:
             if not request.continue_final:
                 rendered = self._rendered(messages, functions, options, separator, begins_answer=True)
             else:
-                open_ended = (*messages[:-1], {**messages[-1], "content": tools.text_of(messages[-1]) + end})
+                open_ended = (*messages[:-1], {**messages[-1], "content": text_of(messages[-1]) + end})
                 rendered = _until(end, self._rendered(open_ended, functions, options, separator, begins_answer=False))
             return self._encode_split(rendered, separator, False)
-        plain = "\n".join(self._guard(tools.text_of(message), separator) for message in messages)
+        plain = "\n".join(self._guard(text_of(message), separator) for message in messages)
         return self._encode_split(plain, separator, True) if plain.replace(separator, "") else []
 
     def _check_template_fields(self, request: Request) -> None:
@@ -162,15 +158,24 @@ class PromptBuilder:
 
     def _render(self, guarded: dict[str, Any], options: Mapping[str, Any], begins_answer: bool) -> str:
         settings = {**options, "tokenize": False, "add_generation_prompt": begins_answer}
-        conversation = guarded["conversation"]
+        if "tools" in guarded:
+            settings["tools"] = guarded["tools"]
         try:
-            if "tools" in guarded:
-                settings["tools"] = guarded["tools"]
-            return str(self._tokenizer.apply_chat_template(conversation, **settings))
+            return self._render_turns(guarded["conversation"], settings)
         except Exception as error:  # a template is a model's own program; it raises what it likes
             raise TemplateError(
                 f"the model's chat template refused the messages: {error or type(error).__name__}", field="messages"
             ) from error
+
+    def _render_turns(self, turns: Turns, settings: Mapping[str, Any]) -> str:
+        """As the turns are, or in the first stricter form that the template takes. Raises what it raised at first."""
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, **settings))
+        except Exception:
+            for form in stricter(turns):
+                with contextlib.suppress(Exception):  # as above: the first error says more
+                    return str(self._tokenizer.apply_chat_template(form, **settings))
+            raise
 
     # A special token written in a message ("<|im_end|>") must stay plain text. Its first character is parted from the
     # rest by a character that is no text (a Unicode noncharacter), the template renders that, and the rendered text is

@@ -11,6 +11,7 @@ from typing import Any
 
 from forgellm.errors import InvalidRequest
 from forgellm.messages import Tools
+from forgellm.worker.turns import text_of
 
 MAX_FUNCTIONS = 128
 
@@ -170,11 +171,3 @@ def _call_in_message(call: Any) -> tuple[str, dict[str, Any]]:
     raise InvalidRequest(
         'messages: each of tool_calls must be {"function": {"name": …, "arguments": a JSON object}}', field="messages"
     )
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message; content may be a string, text parts ({"type": "text", "text": …}), or absent."""
-    content = message.get("content")
-    if isinstance(content, list | tuple):
-        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""

@@ -101,7 +101,9 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             if param.verdict == "refused":
                 raise Unsupported(f"`{given}` is not accepted: {param.says}", field=given)
-            if param.verdict == "only" and (value != param.value or type(value) is not type(param.value)):
+            if param.verdict == "only" and (
+                value != param.value or isinstance(value, bool) != isinstance(param.value, bool)
+            ):
                 wanted = msgspec.json.encode(param.value).decode()
                 raise Unsupported(f"`{given}` can only be {wanted}: {param.says}", field=given)
             if name in found and found[name] != value:

@@ -50,7 +50,7 @@ class Options(Body, frozen=True, kw_only=True):
     num_predict: Annotated[Predict, honoured("longest answer; -1 and -2: what the context leaves room for")] = -1
     num_ctx: Annotated[
         Tokens | None,
-        honoured("longest prompt and answer together; refused if the model is loaded with less"),
+        honoured("longest prompt and answer together; a model that is loaded with less keeps to its own"),
     ] = None
     seed: Annotated[AnySeed, honoured("the same seed gives the same text, alone or in a batch; -1: a new one")] = -1
     stop: Annotated[StopString | StopStrings, honoured("the text ends before it; it may span tokens")] = ()
@@ -67,8 +67,8 @@ class Options(Body, frozen=True, kw_only=True):
     mirostat: Annotated[int | None, only(0, "there is no such sampler here; use `min_p`")] = None
     mirostat_tau: Annotated[float | None, no_effect("it belongs to `mirostat`, which is off")] = None
     mirostat_eta: Annotated[float | None, no_effect("it belongs to `mirostat`, which is off")] = None
-    tfs_z: Annotated[Any, refused("there is no such sampler here; use `min_p`")] = None
-    typical_p: Annotated[Any, refused("there is no such sampler here; use `min_p`")] = None
+    tfs_z: Annotated[float | None, only(1.0, "there is no such sampler here; use `min_p`")] = None
+    typical_p: Annotated[float | None, only(1.0, "there is no such sampler here; use `min_p`")] = None
     num_batch: Annotated[Any, refused(_LOADED)] = None
     num_gpu: Annotated[Any, refused(_LOADED)] = None
     main_gpu: Annotated[Any, refused(_LOADED)] = None
