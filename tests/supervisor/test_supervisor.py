@@ -165,13 +165,11 @@ def test_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole(start
     pool.load("e")
     texts = [" ".join(f"{n}.{word}" for word in range(100)) for n in range(8)]
     neighbours = [pool.generate("e", text) for text in texts]
-    for neighbour in neighbours:
-        next(neighbour)
+    firsts = [next(neighbour).text for neighbour in neighbours]
     poison = pool.generate("e", "poison")
     with pytest.raises(RequestCrashesWorker, match="SIGABRT"):
         poison.result()
-    assert ["0.0 " + n.result().text.lstrip() for n in neighbours[:1]] == texts[:1]
-    assert [n.result().finish_reason for n in neighbours[1:]] == ["stop"] * 7
+    assert [first + n.result().text for first, n in zip(firsts, neighbours, strict=True)] == texts
 
 
 def test_leaving_a_generation_early_ends_it_in_the_worker(start_pool: StartPool) -> None:
