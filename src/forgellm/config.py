@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import platformdirs
 
+from forgellm import typed
 from forgellm.errors import ConfigError
 from forgellm.messages import LoadPolicy
 
@@ -353,7 +354,7 @@ def _from_variable(variable: str, name: str, text: str) -> Any:
             value = [part.strip() for part in text.split(",") if part.strip()]
         elif name in {"models", "aliases"}:
             value = msgspec.json.decode(text)
-        return msgspec.to_builtins(msgspec.convert(value, hint, strict=False))
+        return msgspec.to_builtins(typed.convert(value, hint, strict=False))
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{variable}: {error}") from error
 
@@ -367,7 +368,7 @@ def _check(values: Mapping[str, Any], where: str) -> Settings:
 
 def _convert(values: Any, kind: type[_Struct], where: str) -> _Struct:
     try:
-        return msgspec.convert(values, kind)
+        return typed.convert(values, kind)
     except ConfigError as error:
         raise ConfigError(f"{where}{error.message}") from error
     except msgspec.ValidationError as error:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from forgellm import typed
 from forgellm.errors import ConfigError, InvalidRequest, NotFound
 from forgellm.messages import LoadPolicy
 from forgellm.private_file import locked, replace
@@ -92,7 +93,7 @@ def read(path: Path) -> Ring | None:
     if mode & _WRITABLE_BY_OTHERS:
         raise ConfigError(f"others may write the keys file {path}; run chmod 600 on it", field="keys_file")
     try:
-        keys = msgspec.json.decode(raw, type=_File).keys
+        keys = typed.decode(raw, _File).keys
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no keys file ({error}){_REMEDY}", field="keys_file") from error
     for values in ([key.id for key in keys], [key.name for key in keys], [key.sha256 for key in keys]):
@@ -134,7 +135,7 @@ def create(
         created=round(time.time(), 3),
     )
     try:
-        msgspec.convert(msgspec.to_builtins(key), Key)  # a Struct checks what it decodes, not what it is made of
+        typed.convert(msgspec.to_builtins(key), Key)  # a Struct checks what it decodes, not what it is made of
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"no key can be like this: {error}") from error
     with locked(path, "the keys file"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from forgellm import typed
 from forgellm.catalog import embedding, hub, safetensors
 from forgellm.catalog.config_file import implied_parameters, kv_bytes_per_token, read_config, read_object
 from forgellm.errors import ModelInvalid, UnsupportedFormat, UntrustedCode
@@ -129,7 +130,7 @@ def _check_tokenizer_json(path: Path) -> None:
     try:
         if path.stat().st_size > _MAX_TOKENIZER_BYTES:
             raise ModelInvalid(f"{path} has {path.stat().st_size} bytes; at most {_MAX_TOKENIZER_BYTES} are read")
-        content = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        content = typed.decode(path.read_bytes(), dict[str, msgspec.Raw])
     except OSError as error:
         raise ModelInvalid(f"{path} cannot be read: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -6,6 +6,7 @@ import httpx2
 import msgspec
 from huggingface_hub import constants, get_token
 
+from forgellm import typed
 from forgellm.errors import HubUnavailable
 
 LIMIT = 20
@@ -47,7 +48,7 @@ def search(query: str, limit: int = LIMIT) -> list[Remote]:
             raise OSError("HF_HUB_OFFLINE is set")
         answer = httpx2.get(url, params=params, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
         answer.raise_for_status()
-        found = msgspec.json.decode(answer.content, type=list[_Listed])[:limit]
+        found = typed.decode(answer.content, list[_Listed])[:limit]
     except (httpx2.HTTPError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HubUnavailable(
             f"the hub at {constants.ENDPOINT} does not answer ({str(error)[:200] or type(error).__name__}): check the "

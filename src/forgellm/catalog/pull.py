@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 import httpx2
 import msgspec
 
+from forgellm import typed
 from forgellm.catalog import hub
 from forgellm.catalog.fetch import Fetcher, check_disk, part_of, size_of
 from forgellm.catalog.lock import exclusive
@@ -35,7 +36,7 @@ def main() -> None:
     """Read an Order from stdin, carry it out, say News; end at once when stdin ends, for then the owner is gone."""
     voice = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no News
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    order = typed.decode(sys.stdin.buffer.readline(), Order)
     threading.Thread(target=_end_with_owner, name="owner", daemon=True).start()
     _say(voice, outcome(order, lambda news: _say(voice, news)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from forgellm import typed
 from forgellm.errors import ModelInvalid, UnsupportedFormat
 
 _BITS = {
@@ -85,9 +86,9 @@ def _no_header(path: Path, start: bytes, size: int) -> ModelInvalid | Unsupporte
 
 def _tensors(path: Path, raw: bytes, data_bytes: int) -> dict[str, TensorInfo]:
     try:
-        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        entries = typed.decode(raw, dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        decoder = msgspec.json.Decoder(_Entry)
+        decoder = msgspec.json.Decoder(typed.known(_Entry))
         decoded = {name: decoder.decode(entry) for name, entry in entries.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ModelInvalid(f"{path}: the safetensors header is damaged ({error}); download the file again") from error

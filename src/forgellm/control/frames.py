@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.msgpack import Decoder
 
+from forgellm import typed
 from forgellm.catalog import CatalogEntry, Job, Removed
 from forgellm.errors import ForgeLLMError, InvalidRequest, from_wire
 from forgellm.messages import (
@@ -321,7 +322,7 @@ def _wire(value: Part | Change) -> WirePart:
 def _unwired(value: WirePart) -> Part | Change:
     name, fields = value
     try:
-        return msgspec.convert(fields, _KINDS[name])
+        return typed.convert(fields, _KINDS[name])
     except (KeyError, msgspec.ValidationError) as error:
         raise BadFrame(f"a part of an answer cannot be read: {error}") from error
 

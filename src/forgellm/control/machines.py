@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from forgellm import typed
 from forgellm.control.certificate import fingerprint
 from forgellm.errors import ConfigError, InvalidRequest, NotFound, SupervisorUnavailable
 from forgellm.private_file import locked, replace
@@ -86,7 +87,7 @@ def read(folder: Path) -> list[Machine]:
     if mode & 0o077:
         raise ConfigError(f"others may read the keys in {path}; remove it, and pair again", field="machines_dir")
     try:
-        return msgspec.json.decode(raw, type=_File).machines
+        return typed.decode(raw, _File).machines
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is broken ({error}); remove it, and pair again", field="machines_dir") from error
 
@@ -195,7 +196,7 @@ def _code_file(folder: Path) -> Path:
 def _read_code(path: Path) -> _Code | None:
     """The code that is valid now; one that is not any more is removed."""
     try:
-        code = msgspec.json.decode(path.read_bytes(), type=_Code)
+        code = typed.decode(path.read_bytes(), _Code)
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         code = None
     if code is not None and code.is_valid():

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from forgellm import typed
 from forgellm.control import frames
 from forgellm.control.frames import BadFrame, Call, Failed, News
 from forgellm.control.link import Link, LinkLost
@@ -291,6 +292,6 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     if given.keys() - LoadOptions.__annotations__.keys():
         return given
     try:
-        return dict(msgspec.convert(given, LoadOptions))
+        return dict(typed.convert(given, LoadOptions))
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"a load's options: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from forgellm import typed
 from forgellm.errors import InvalidRequest
 from forgellm.messages import (
     Constraint,
@@ -82,7 +83,7 @@ def python_request(model: str, prompt: str | Sequence[Mapping[str, Any]], option
 
 def _checked(name: str, value: object, kind: Any) -> Any:
     try:
-        return msgspec.convert(msgspec.to_builtins(value), kind)
+        return typed.convert(msgspec.to_builtins(value), kind)
     except (msgspec.ValidationError, TypeError) as error:  # TypeError: what no JSON could hold
         raise InvalidRequest(f"{name}: {error}", field=name) from error
 
@@ -92,7 +93,7 @@ def embedding_request(
 ) -> Request:
     """What Supervisor.embed() asks for; one text stands for a list of one. Raises InvalidRequest."""
     try:
-        given = msgspec.convert([inputs] if isinstance(inputs, str) else inputs, tuple[str | tuple[TokenId, ...], ...])
+        given = typed.convert([inputs] if isinstance(inputs, str) else inputs, tuple[str | tuple[TokenId, ...], ...])
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"inputs must be texts, or lists of token ids: {error}", field="inputs") from error
     return Request(
@@ -124,7 +125,7 @@ def checked_sampling(given: Mapping[str, Any]) -> Sampling:
     if isinstance(values.get("logit_bias"), Mapping):
         values["logit_bias"] = tuple(values["logit_bias"].items())
     try:
-        return msgspec.convert(values, Sampling)
+        return typed.convert(values, Sampling)
     except msgspec.ValidationError as error:
         name = str(error).partition("$.")[2].partition("`")[0].partition("[")[0]
         raise InvalidRequest(str(error), field=name or None) from error

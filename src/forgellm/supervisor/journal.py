@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from forgellm import private_file
+from forgellm import private_file, typed
 from forgellm.errors import ForgeLLMError
 from forgellm.supervisor.status import PoolStatus
 
@@ -128,7 +128,7 @@ class Journal:
 
     def _read(self) -> Record:
         try:
-            record = msgspec.json.decode(self._path.read_bytes(), type=Record)
+            record = typed.decode(self._path.read_bytes(), Record)
             if record.version != VERSION:
                 raise msgspec.ValidationError(f"it is of version {record.version}, and this program knows {VERSION}")
         except FileNotFoundError:

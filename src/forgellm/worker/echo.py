@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from forgellm import typed
 from forgellm.errors import ConfigError, EmptyPrompt, from_wire
 from forgellm.messages import (
     Chunk,
@@ -243,7 +244,7 @@ class EchoEngine:
 
 def _knobs(options: Mapping[str, Any]) -> Knobs:
     try:
-        return msgspec.convert(dict(options), Knobs)
+        return typed.convert(dict(options), Knobs)
     except msgspec.ValidationError as error:
         raise ConfigError(f"options of the echo engine: {error}") from error
 

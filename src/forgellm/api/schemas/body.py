@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_type_hi
 import msgspec
 from msgspec import Meta
 
+from forgellm import typed
 from forgellm.errors import InvalidRequest, Unsupported, from_wire
 
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -171,7 +172,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _convert(cls: type[_B], values: dict[str, Any]) -> _B:
     try:
-        return msgspec.convert(values, cls)
+        return typed.convert(values, cls)
     except msgspec.ValidationError as error:
         match = _WHERE.match(str(error))
         what, path = (match["what"], match["path"] or "") if match else (str(error), "")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from forgellm import typed
 from forgellm.api.schemas import constraints
 from forgellm.api.schemas.body import Body, Name, honoured, invalid, no_effect, only
 from forgellm.messages import (
@@ -168,7 +169,7 @@ def bias_of(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     found: list[tuple[int, float]] = []
     for key, bias in given.items():
         try:
-            found.append((msgspec.convert(key, TokenId, strict=False), bias))
+            found.append((typed.convert(key, TokenId, strict=False), bias))
         except msgspec.ValidationError as error:
             raise invalid("logit_bias", f"has the key {key!r}, which is no token id") from error
     return tuple(found)
