@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from forgellm.cli.client import Client
 
 POLL_S = 0.2
-ENDED = ("done", "failed", "cancelled")
 
 Job = dict[str, Any]
 
@@ -107,6 +106,8 @@ def _follow(jobs: _Jobs, model: str, *, as_json: bool) -> Job:
     """The job once it has ended, behind one line on stderr until then. Ctrl-C cancels it."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from forgellm.catalog.downloads import ENDED
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)

@@ -76,7 +76,7 @@ def python_request(model: str, prompt: str | Sequence[Mapping[str, Any]], option
         request_id=f"gen-{uuid.uuid4().hex}",
         model=model,
         messages=messages,
-        sampling=checked_sampling(given),
+        sampling=_sampling(given),
         **own,
     )
 
@@ -112,9 +112,8 @@ def seeded(request: Request) -> Request:
     return replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
 
 
-def checked_sampling(given: Mapping[str, Any]) -> Sampling:
-    """The checked parameters of a Python call: `stop` may be one string, `logit_bias` a mapping, None the default."""
-    values = {name: value for name, value in given.items() if value is not None}
+def _sampling(values: dict[str, Any]) -> Sampling:
+    """The checked parameters of a Python call: `stop` may be one string, `logit_bias` a mapping."""
     known = [field.name for field in fields(Sampling)]
     for name in values:
         if name not in known:

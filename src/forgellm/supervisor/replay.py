@@ -9,7 +9,6 @@ A SIGKILL or SIGTERM came from outside more often than not, and counts less: onl
 running one after the other makes clients wait (measured: 20 streams of the demo model, a pause of 26 s instead of 7).
 """
 
-import signal
 from collections.abc import Iterable
 
 from forgellm.supervisor.slots import SUSPICION, Asked
@@ -18,9 +17,6 @@ CRASH = SUSPICION
 KILL = 2
 QUARANTINE = 10
 ARRIVAL_S = 0.5
-
-FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
-"""Exit codes of workers that somebody else ended, unless the supervisor did."""
 
 
 def charge(left: Iterable[Asked], now: float, *, is_from_outside: bool) -> None:

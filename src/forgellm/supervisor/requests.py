@@ -14,7 +14,8 @@ from forgellm.supervisor import deadlines
 from forgellm.supervisor.effects import Send
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
-from forgellm.supervisor.replay import FROM_OUTSIDE, charge, is_quarantined
+from forgellm.supervisor.replay import charge, is_quarantined
+from forgellm.supervisor.restart import FROM_OUTSIDE
 from forgellm.supervisor.slots import Asked, Model, Slot
 
 _S = WorkerState

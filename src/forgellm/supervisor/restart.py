@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from forgellm.messages import EngineOptions
 from forgellm.supervisor.slots import DeathCause
 
-_FROM_OUTSIDE = {0, -signal.SIGKILL, -signal.SIGTERM}
+FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
+"""Exit codes of workers that somebody else ended, unless the supervisor did."""
+
 _GPU_OOM = re.compile(
     r"^.*\[metal(?:::\w+)?\].*(?:Insufficient Memory|GPU Timeout|Resource limit \(\d+\)).*$",
     re.IGNORECASE | re.MULTILINE,
@@ -46,7 +48,7 @@ def cause_of_exit(exit_code: int) -> DeathCause:
 
 def gpu_oom_line(exit_code: int, log: str) -> str:
     """The line of a dead worker's log that says that the GPU's memory ran out, or ""."""
-    found = None if exit_code in _FROM_OUTSIDE else _GPU_OOM.search(log)
+    found = None if exit_code == 0 or exit_code in FROM_OUTSIDE else _GPU_OOM.search(log)
     return found[0].strip() if found else ""
 
 
