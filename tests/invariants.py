@@ -8,7 +8,7 @@ or repeated, and texts are those of an undisturbed run, or their beginnings; I10
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,9 +40,11 @@ class Ledger:
         self._tokens: Counter[str] = Counter()
         self._chars: Counter[str] = Counter()
         self._models = pool.settings.models
-        self._submit, self._deliver = pool._submit, pool._deliveries.deliver
+        self.moves: list[Announce] = []
+        self._submit, self._deliver, self._watch = pool._submit, pool._deliveries.deliver, pool._watches.take
         pool._submit = self.submit  # type: ignore[method-assign]
         pool._deliveries.deliver = self.deliver  # type: ignore[method-assign]
+        pool._watches.take = self.watch  # type: ignore[method-assign]
 
     def submit(self, request: Request, missing: Any, now: float) -> list[Effect]:
         config = self._models.get(request.model)
@@ -50,6 +52,12 @@ class Ledger:
         if is_echo and isinstance(request.prompt, str) and request.inputs is None and not request.resume:
             self._prompts[request.request_id] = request.prompt
         return self._submit(request, missing, now)
+
+    def watch(self, effects: Iterable[Effect]) -> None:
+        """All of them: a follower that reads only at the end is dropped after 256."""
+        effects = list(effects)
+        self.moves += [each for each in effects if isinstance(each, Announce)]
+        self._watch(effects)
 
     def deliver(self, to: str, news: Any) -> None:
         is_end = news[4] is not None if isinstance(news, tuple) else not isinstance(news, Prefill)
@@ -75,17 +83,14 @@ def sound_pool(pool: Supervisor) -> Iterator[Supervisor]:
     memory is reserved in the end for workers that live, and for nobody after the stop (I5), each move is legal (I6)."""
     ledger = Ledger(pool)
     with pool:
-        watch = pool.watch()
         yield pool
         wait_until(lambda: _known(pool) == _living(pool), BACK_S)
-        moves = [each for each in watch.take(0.0) if isinstance(each, Announce)]
-        watch.close()
     assert (pool.status().reserved_bytes, pool.status().models) == (0, ())
     assert pool._deliveries._readers == {}
     assert {to: count for to, count in ledger.ends.items() if to and count > 1} == {}
     assert ledger.wrong == []
-    states = {move.worker: move.old for move in reversed(moves)}
-    for move in moves:
+    states = {move.worker: move.old for move in reversed(ledger.moves)}
+    for move in ledger.moves:
         assert move.new in LEGAL_MOVES[move.old], move
         assert states[move.worker] is move.old, move
         states[move.worker] = move.new
