@@ -103,10 +103,11 @@ def test_a_call_is_made_and_streamed_and_answered(client):
     assert after.usage.input_tokens + after.usage.cache_read_input_tokens > final.usage.input_tokens
 
 
-def test_thinking_is_refused_by_name_where_the_model_has_none(client, anthropic):
-    assert client.messages.create(**ASKED, thinking={"type": "disabled"}).content
+def test_thinking_that_must_be_is_refused_by_name_where_the_model_has_none(client, anthropic):
+    for kind in ("disabled", "adaptive"):
+        assert client.messages.create(**ASKED, thinking={"type": kind}).content
     with pytest.raises(anthropic.BadRequestError, match="`thinking`"):
-        client.messages.create(**ASKED, thinking={"type": "adaptive"})
+        client.messages.create(**{**ASKED, "max_tokens": 2048}, thinking={"type": "enabled", "budget_tokens": 1024})
 
 
 def test_an_answer_that_is_begun_is_gone_on_with(client, anthropic):
