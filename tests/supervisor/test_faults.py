@@ -28,7 +28,6 @@ from leaks import children, descriptors, leftovers, threads
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
 
 TEXT = " ".join(map(str, range(120)))
-FORGIVING = {"crash_budget": 1000, "backoff_max_s": 0.0}
 
 
 def workers(pool: Supervisor, model: str = "e") -> tuple[WorkerStatus, ...]:
