@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from forgellm import catalog
 from forgellm.api.catalog import entry_body
@@ -75,9 +76,9 @@ def show_workers(status: Status) -> None:
                 f"{max(0.0, now - worker['since']):.0f} s",
             )
         if outdated := [line for line in model.get("warnings", ()) if line.startswith("outdated")]:
-            table.add_row("", f"[yellow]{outdated[0]}")
+            table.add_row("", Text(outdated[0], "yellow"))
         if model.get("error"):
-            table.add_row("", f"[red]{model['error']}")
+            table.add_row("", Text(model["error"], "red"))
     if status.get("is_draining"):
         click.echo("drained: nothing is let in until `forgellm drain --resume`", err=True)
     if not status["models"]:
