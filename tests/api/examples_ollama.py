@@ -4,7 +4,8 @@ from typing import Any
 
 from examples_openai import SCHEMA, SCHEMA_TEXT, TOOL, Check, asked, constrained, given, sampled
 
-from forgellm.api.schemas.ollama import EmbedBody, EmbeddingsBody, OllamaChatBody, OllamaGenerateBody, ShowBody
+from forgellm.api.schemas.ollama import EmbedBody, EmbeddingsBody, OllamaChatBody, OllamaGenerateBody
+from forgellm.api.schemas.ollama_models import OllamaDeleteBody, OllamaPullBody, ShowBody
 
 TURN = {"role": "user", "content": "hi"}
 
@@ -34,6 +35,8 @@ BASE: dict[Any, dict[str, Any]] = {
     EmbedBody: {"model": "m", "input": "hi"},
     EmbeddingsBody: {"model": "m", "prompt": "hi"},
     ShowBody: {"model": "m"},
+    OllamaPullBody: {"model": "org/name"},
+    OllamaDeleteBody: {"model": "org/name"},
 }
 
 CONVERSATION = [
@@ -68,7 +71,12 @@ HONOURED: dict[Any, dict[str, tuple[Any, Check]]] = {
         "truncate": (False, asked("truncate", False)),
     },
     EmbeddingsBody: {**ASKED, "prompt": ("yo", asked("inputs", ("yo",)))},
-    ShowBody: {"model": ("other", given("model", "other"))},
+    ShowBody: {"model": ("other:latest", given("name", "other"))},
+    OllamaPullBody: {
+        "model": ("org/other:latest", given("name", "org/other")),
+        "stream": (False, given("stream", False)),
+    },
+    OllamaDeleteBody: {"model": ("org/other:latest", given("name", "org/other"))},
 }
 
 NEEDS: dict[tuple[Any, str], dict[str, Any]] = {

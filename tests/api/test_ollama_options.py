@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from forgellm.api.schemas import Param, params_of
-from forgellm.api.schemas.ollama import OllamaChatBody, Options
+from forgellm.api.schemas.ollama import OllamaChatBody
+from forgellm.api.schemas.ollama_options import Options
 from forgellm.errors import InvalidRequest, Unsupported
 from forgellm.messages import Request, Sampling
 

@@ -25,7 +25,7 @@ def test_it_is_served():
     assert client.get("/openapi.json").get_json() == DOCUMENT
 
 
-FOR_MONITORS = {"/healthz", "/readyz", "/metrics"}  # docs/operations.md
+FOR_MONITORS = {"/", "/healthz", "/readyz", "/metrics"}  # docs/operations.md
 
 
 def test_every_route_is_described_and_every_described_route_exists():

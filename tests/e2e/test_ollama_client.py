@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -103,10 +104,15 @@ def test_models_are_listed_shown_and_loaded(client):
     running = {each.model: each for each in client.ps().models}
     assert running[MODEL].context_length > 1000
     assert running[MODEL].size > 100_000_000
+    assert client.generate(MODEL, keep_alive="5m").done_reason == "load"
+    (expires,) = [each.expires_at for each in client.ps().models if each.model == MODEL]
+    assert 290 < (expires - datetime.now(UTC)).total_seconds() <= 300
     shown = client.show(MODEL)
     assert {"completion", "tools"} <= set(shown.capabilities)
     assert shown.modelinfo["mlx.context_length"] == running[MODEL].context_length
     assert client.generate(MODEL, keep_alive=-1).done_reason == "load"
+    (expires,) = [each.expires_at for each in client.ps().models if each.model == MODEL]
+    assert expires.astimezone().year in {2299, 2300}
 
 
 def test_what_cannot_be_done_is_the_clients_own_error(client, ollama):

@@ -1,5 +1,6 @@
 """`forgellm pull` against a daemon and a small hub, from outside."""
 
+import importlib
 import os
 import pty
 import subprocess
@@ -149,3 +150,24 @@ def test_the_command_line_pulls_without_a_daemon_and_tells_an_error_in_one_sente
     assert (run.returncode, run.stdout) == (1, "")
     assert len(seen.splitlines()) == 1
     assert "Error: the hub at http://127.0.0.1:9 does not answer" in seen
+
+
+def test_the_official_ollama_client_pulls_and_deletes(tmp_path: Path, server: Hub) -> None:
+    ollama = importlib.import_module("ollama")  # it takes its time: not while the tests of other tiers are collected
+    server.add("org/name", model_of(tmp_path / "source", 8 * MB))
+    with daemon(tmp_path) as served, ollama.Client(host=served.url, timeout=60) as client:
+        *lines, last = client.pull("org/name", stream=True)
+        assert (lines[0].status, last.status) == ("pulling manifest", "success")
+        assert lines[-1].total is not None
+        assert lines[-1].total > 8 * MB
+        assert client.pull("org/name").status == "success"
+        assert "org/name" in [each.model for each in client.list().models]
+        assert client.delete("org/name").status == "success"
+        with pytest.raises(ollama.ResponseError, match="does not hold") as gone:
+            client.delete("org/name")
+        assert gone.value.status_code == 404
+        with pytest.raises(ollama.ResponseError, match="org/nobody"):
+            list(client.pull("org/nobody", stream=True))
+        for method in ("GET", "HEAD"):  # how clients look whether there is a server
+            assert served.http.request(method, "/").status_code == 200
+        assert served.http.get("/").text == "ForgeLLM is running"

@@ -67,7 +67,7 @@ def called(folder: Path, document: dict[str, Any], url: str, headers: dict[str, 
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", str(path), "--url", url),
             *("--no-color", "--checks", CHECKS, "--workers", "1", "--no-shrink", "--generation-database", "none"),
             *("--request-timeout", "20", "--exclude-path", "/api/admin/drain", *options),
-            *("--exclude-path", "/api/models/pull"),  # it would go to the hub
+            *("--exclude-path", "/api/models/pull", "--exclude-path", "/api/pull"),  # they would go to the hub
             *(part for name, value in headers.items() for part in ("-H", f"{name}: {value}")),
         ],
         capture_output=True,

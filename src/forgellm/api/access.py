@@ -19,7 +19,7 @@ from forgellm.supervisor.generation import Generation
 log = logging.getLogger("forgellm.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/@+=-]{1,128}")
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/api/health", "/api/model/status"})
+_QUIET = frozenset({"/", "/healthz", "/readyz", "/metrics", "/api/health", "/api/model/status"})
 """What machines ask every few seconds: told at the level `debug`, unless it fails."""
 
 

@@ -15,6 +15,12 @@ _VERSION = importlib.metadata.version("forgellm")  # read now: later there may b
 ANSWER_TIMEOUT_S = 2.0  # of the supervisor's thread, which has nothing to wait for
 
 
+@blueprint.get("/")
+def root() -> Response:
+    """Says that this is the server: clients of Ollama look here whether there is one."""
+    return Response("ForgeLLM is running", mimetype="text/plain")
+
+
 @blueprint.get("/api/health")
 @blueprint.get("/healthz")
 def health() -> Response:

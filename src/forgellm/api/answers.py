@@ -6,7 +6,7 @@ Knows no bodies and no formats: a dialect turns pieces into bytes, and says how 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Response, request
 
@@ -144,8 +144,15 @@ def finish_reason(generation: Generation) -> Any:
     return generation.finish_reason
 
 
+class Held(Protocol):
+    """What a stream holds while it lasts."""
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+
+
 def stream(
-    answers: Answers,
+    answers: Held,
     frames: Iterator[bytes],
     *,
     mimetype: str,

@@ -31,6 +31,7 @@ _METRICS: frozenset[Scope] = frozenset({"metrics"})
 _ANY: frozenset[Scope] = frozenset(keys.SCOPES)
 
 SCOPES: dict[str, frozenset[Scope]] = {
+    "/": _EVERYBODY,
     "/healthz": _EVERYBODY,
     "/api/health": _EVERYBODY,
     "/readyz": _ANY,  # its reasons name models
@@ -53,6 +54,8 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/api/ps": _EITHER,
     "/api/show": _EITHER,
     "/api/version": _ANY,
+    "/api/pull": _MANAGE,
+    "/api/delete": _MANAGE,
     "/api/model/generate": _INFER,
     "/api/model/status": _EITHER,
     "/api/model/info": _EITHER,

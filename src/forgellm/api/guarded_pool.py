@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from forgellm.api.auth import caller
+from forgellm.api.auth import Caller, caller
 from forgellm.api.pool import Downloads, Pool
 from forgellm.catalog import CatalogEntry, Job, Removed, pulling
 from forgellm.errors import JobNotFound
@@ -28,7 +28,7 @@ class GuardedPool:
 
     @property
     def downloads(self) -> Downloads:
-        return _GuardedDownloads(self._pool.downloads)
+        return _GuardedDownloads(self._pool.downloads, caller())
 
     def load(
         self,
@@ -91,22 +91,22 @@ class GuardedPool:
 
 
 class _GuardedDownloads:
-    """Downloads, of the models that the caller may use. The other jobs are not there."""
+    """Downloads, of the models that `who` may use. The other jobs are not there. A stream may go on using it."""
 
-    def __init__(self, downloads: Downloads) -> None:
+    def __init__(self, downloads: Downloads, who: Caller) -> None:
         self._downloads = downloads
+        self._who = who
 
     def pull(self, model: str, revision: str | None = None) -> Job:
-        caller().allow(pulling.model_name(pulling.parse(model, revision)))
+        self._who.allow(pulling.model_name(pulling.parse(model, revision)))
         return self._downloads.pull(model, revision)
 
     def jobs(self) -> list[Job]:
-        who = caller()
-        return [job for job in self._downloads.jobs() if who.may_use(job.model)]
+        return [job for job in self._downloads.jobs() if self._who.may_use(job.model)]
 
     def job(self, job_id: str) -> Job:
         found = self._downloads.job(job_id)
-        if not caller().may_use(found.model):
+        if not self._who.may_use(found.model):
             raise JobNotFound("there is no such job; GET /api/jobs lists them", field="job_id")
         return found
 
@@ -115,5 +115,5 @@ class _GuardedDownloads:
         return self._downloads.cancel(job_id)
 
     def remove(self, model: str) -> Removed:
-        caller().allow(model)
+        self._who.allow(model)
         return self._downloads.remove(model)

@@ -4,10 +4,11 @@ from flask import Blueprint
 
 from forgellm.api.dialect import Dialect, Operation
 from forgellm.api.errors import error_body
-from forgellm.api.ollama import embeddings, models, texts
+from forgellm.api.ollama import downloads, embeddings, models, texts
 from forgellm.api.schemas import ollama_answers as out
 from forgellm.api.schemas.native import Error
-from forgellm.api.schemas.ollama import EmbedBody, EmbeddingsBody, OllamaChatBody, OllamaGenerateBody, ShowBody
+from forgellm.api.schemas.ollama import EmbedBody, EmbeddingsBody, OllamaChatBody, OllamaGenerateBody
+from forgellm.api.schemas.ollama_models import OllamaDeleteBody, OllamaPullBody, ShowBody
 
 blueprint = Blueprint("ollama", __name__, url_prefix="/api")
 blueprint.post("/chat")(texts.chat)
@@ -17,6 +18,8 @@ blueprint.post("/embeddings")(embeddings.embeddings)
 blueprint.get("/tags")(models.tags)
 blueprint.get("/ps")(models.ps)
 blueprint.post("/show")(models.show)
+blueprint.post("/pull")(downloads.pull)
+blueprint.delete("/delete")(downloads.delete)
 blueprint.get("/version")(models.version)
 
 DIALECT = Dialect(
@@ -57,6 +60,24 @@ DIALECT = Dialect(
         Operation(method="get", path="/api/tags", says="What can be asked for.", answer=out.Tags),
         Operation(method="get", path="/api/ps", says="What is loaded.", answer=out.Loadeds),
         Operation(method="post", path="/api/show", says="What a model is.", body=ShowBody, answer=out.Shown),
+        Operation(
+            method="post",
+            path="/api/pull",
+            says="Fetch a model from the hub.",
+            body=OllamaPullBody,
+            answer=out.Progress,
+            event=out.Progress,
+            stream_types=(texts.MIMETYPE,),
+            statuses=(502, 507),
+        ),
+        Operation(
+            method="delete",
+            path="/api/delete",
+            says="Remove a model's files.",
+            body=OllamaDeleteBody,
+            answer=out.Progress,
+            statuses=(409,),
+        ),
         Operation(method="get", path="/api/version", says="The version of this server.", answer=out.Version),
     ),
 )

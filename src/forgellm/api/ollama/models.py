@@ -13,7 +13,7 @@ from forgellm.api.context import context
 from forgellm.api.dialect import read
 from forgellm.api.errors import json_response
 from forgellm.api.schemas import ollama_answers as out
-from forgellm.api.schemas.ollama import ShowBody
+from forgellm.api.schemas.ollama_models import ShowBody
 from forgellm.api.status import wall_clock
 from forgellm.catalog import CatalogEntry
 from forgellm.errors import ModelNotFound
@@ -47,13 +47,13 @@ def ps() -> Response:
 
 def show() -> Response:
     """One model, by its name or an alias."""
-    asked = read(ShowBody).model
-    name = asked.removesuffix(":latest") or asked
+    body = read(ShowBody)
+    name = body.name
     pool = context().pool
     status = pool.status().model(name)
     entry = next((each for each in pool.catalog() if name == each.id or name in each.aliases), None)
     if status is None and entry is None:
-        raise ModelNotFound(f"no model is called {asked!r}; GET /api/tags lists them", field="model")
+        raise ModelNotFound(f"no model is called {body.model!r}; GET /api/tags lists them", field="model")
     path = entry.path if entry is not None else status.path if status is not None else None
     info: dict[str, object] = {"general.architecture": "mlx"}
     if status is not None and status.info is not None:

@@ -54,7 +54,7 @@ def _answer(body: OllamaChatBody | OllamaGenerateBody, draw: Draw) -> Response:
         return _load(body, draw)
     running = answers.begin(body.to_requests(), body.names)
     if body.stream:
-        return answers.stream(running, _lines(running, body, draw), mimetype=MIMETYPE, failure=_failure)
+        return answers.stream(running, _lines(running, body, draw), mimetype=MIMETYPE, failure=failure)
     said, calls = Said(), Calls()
     for _, token in running.pieces():
         if token is not None:
@@ -120,7 +120,8 @@ def nanoseconds(seconds: float) -> int:
     return max(0, round(seconds * 1e9))
 
 
-def _failure(problem: Problem) -> bytes:
+def failure(problem: Problem) -> bytes:
+    """The last line of a stream that goes wrong after its first byte."""
     return msgspec.json.encode(error_body(problem)) + b"\n"
 
 

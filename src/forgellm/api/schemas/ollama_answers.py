@@ -111,6 +111,16 @@ class Loadeds(msgspec.Struct, kw_only=True):
     models: list[Loaded]
 
 
+class Progress(msgspec.Struct, kw_only=True):
+    """A line of a pull, or what came of it. `digest` says which files: the hub's commit; `total` and `completed` are
+    bytes of all of them together."""
+
+    status: str
+    digest: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+    completed: int | UnsetType = UNSET
+
+
 class Shown(msgspec.Struct, kw_only=True):
     """`capabilities` are those of the loaded model; of one that is not, what its task says."""
 
