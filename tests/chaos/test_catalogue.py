@@ -316,7 +316,11 @@ ROWS: dict[int, Row] = {
         f"{UNIX}test_chaos_075_a_folder_that_cannot_be_made_is_named",
         f"{UNIX}test_chaos_075_a_read_only_folder_is_refused",
     ),
-    76: ("the disk is full", f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon"),
+    76: (
+        "the disk is full",
+        f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon",
+        f"{EXHAUSTION}test_chaos_076_a_disk_that_takes_no_log_costs_no_worker_and_no_answer",
+    ),
     77: ("a journal that cannot be read", f"{JOURNAL}test_chaos_077_an_unreadable_journal_is_moved_aside"),
     78: (
         "no descriptors left",

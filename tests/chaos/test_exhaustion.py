@@ -149,6 +149,25 @@ def test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once
             assert found["rss_bytes"] - before < 100 << 20
 
 
+# 76: a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_chaos_076_a_disk_that_takes_no_log_costs_no_worker_and_no_answer(tmp_path: Path) -> None:
+    """What workers print is lost; they load, answer, die and come back as ever."""
+    toml = ECHO.replace("preload = true", f'options = {{print_at_load = "{"loud " * 2000}"}}')
+    with daemon(tmp_path, "spare = false\n" + toml) as served:
+        stem = served.http.get("/api/model/status").json()["log_stem"]
+        for life in range(1, 5):
+            Path(f"{stem}{life}.log").symlink_to("/dev/full")
+        pid = wait_until_loaded(served)["pid"]
+        assert ask(served).json()["text"] == "one two"
+        os.kill(pid, signal.SIGKILL)
+        assert ask(served).json()["text"] == "one two"
+        assert served.http.get("/api/model/status", params={"model": "e"}).json()["restarts"] == 1
+        assert served.stop() == 0
+
+
 # 78, 79: descriptors, processes --------------------------------------------------------------------------------------
 
 

@@ -129,7 +129,7 @@ class WorkerProcess:
         try:
             with self.log_path.open("rb") as log:
                 log.seek(max(0, self.log_path.stat().st_size - size_bytes))
-                return log.read().decode("utf-8", "replace").strip()
+                return log.read(size_bytes).decode("utf-8", "replace").strip()
         except OSError:
             return ""
 

@@ -104,9 +104,9 @@ class EchoEngine:
     def load(self, source: ModelSource, options: EngineOptions, progress: Progress) -> ModelInfo:
         self._knobs = _knobs(source.options)
         if self._knobs.print_at_load:
-            os.write(2, self._knobs.print_at_load.encode() + b"\n")
+            sys.stderr.write(f"{self._knobs.print_at_load}\n")
         if self._knobs.modules_to_log:
-            os.write(2, f"modules: {' '.join(sorted(sys.modules))}\n".encode())
+            sys.stderr.write(f"modules: {' '.join(sorted(sys.modules))}\n")
         if self._knobs.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._knobs.map_file:
@@ -231,7 +231,7 @@ class EchoEngine:
 
     def _crash(self) -> None:
         if self._knobs.print_at_crash:
-            os.write(2, self._knobs.print_at_crash.encode() + b"\n")
+            sys.stderr.write(f"{self._knobs.print_at_crash}\n")
         _die(self._knobs.crash_signal)
 
     def _finish(self, running: _Running, reason: FinishReason, now: float, word: str = "") -> Chunk:

@@ -41,6 +41,7 @@ from forgellm.messages import (
     TrimCache,
     Unload,
 )
+from forgellm.worker import output
 from forgellm.worker.engine import Engine
 from forgellm.worker.pulse import Counters
 
@@ -99,13 +100,10 @@ def _detach(boot: Boot) -> None:
     """Own session, own log, no stdin, nothing inheritable; die with the supervisor where the system offers it."""
     os.setsid()
     _die_with(boot.supervisor_pid)
-    log = os.open(boot.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)  # a model's own code would ask "run it? [y/N]" here
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     os.close(null)
+    output.into(boot.log_path)
     for entry in Path("/dev/fd").iterdir():  # a grandchild must not hold our pipes open after our death
         with contextlib.suppress(OSError):  # the descriptor of the listing itself
             os.set_inheritable(int(entry.name), int(entry.name) <= 2)
