@@ -249,7 +249,12 @@ def test_chaos_019_an_endless_chat_template_of_a_real_model(start_pool: StartPoo
     pool.load(str(folder))
     name = pool.status().current
     assert name is not None
+    began = time.monotonic()
+    poison = pool.generate(name, "hello")
+    wait_until(lambda: worker(pool, name).restarts == 1)
+    assert time.monotonic() - began < 3.0 + GRACE_S
+    assert "jinja2" in dump_named_in(worker(pool, name).reason)
     with pytest.raises(RequestCrashesWorker, match="alive, but no progress") as caught:
-        pool.generate(name, "hello").result()
+        poison.result()
     assert "jinja2" in dump_named_in(str(caught.value))
     assert pool.generate(name, "hello", template=False, max_tokens=3).result().finish_reason == "length"
