@@ -106,6 +106,25 @@ def test_a_life_that_ends_anywhere_around_the_mark_leaves_the_same_answer(
         assert [part for chunk in before for part in chunk[6] or ()] + parts(after) == parts(whole)
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("begun", ["<think>", " \n<think>"])
+def test_a_call_in_a_thought_is_a_thought_and_does_not_keep_it_from_ending(
+    engine: MLXEngine, begun: str, parallel: bool
+) -> None:
+    """A grammar that took it for a call would let no mark through before the call's end."""
+    tools = replace(CALL, choice="auto", parallel=parallel)
+    encode = engine._prompts._tokenizer.encode
+    thought = tuple(encode(f"{begun}we call<tool_call>it", add_special_tokens=False))
+    spent = len(thought) - len(encode(begun, add_special_tokens=False))
+    answers = run(engine, replace(thinks(spent + 2, "", more={"tools": tools}, max_tokens=40), resume=thought))
+    assert answers.failures() == []
+    assert token_of(engine, "</think>") in answers.tokens("r")[2:6]
+    whole = tuple(encode("so<think>no</think>", add_special_tokens=False))
+    answers = run(engine, replace(thinks(0, "", more={"tools": tools}, max_tokens=40), resume=whole))
+    assert answers.failures() == []
+    assert parts(answers) == []
+
+
 def test_a_budget_is_the_same_alone_and_among_others(engine: MLXEngine) -> None:
     requests = [replace(thinks(i, **{**HEATED, "seed": i, "max_tokens": 24}), request_id=str(i)) for i in range(6)]
     together = run(engine, *requests, chat("free", TEXTS[1]))

@@ -75,7 +75,10 @@ def grammar(constraint: Constraint | None, calls: Calls | None, thinking: Thinki
         body = "free" if is_free else "calls" if calls.tools.choice != "auto" else "(@answer | calls)"
     if thinking == "is":
         body = f"thought {body}"
-    elif thinking == "may" and body != "free":
+    elif thinking == "may" and body == "free" and calls is not None:
+        lark += _first_in_lark(json.dumps(marks[0]), calls)
+        body = "THINK thought free | first"
+    elif thinking == "may":
         body = f"({json.dumps(marks[0])} thought)? {body}"
     if thinking != "never":
         lark += f"thought: thought_end LINES?\nthought_end[lazy]: TEXT {json.dumps(marks[1])}\n"
@@ -85,7 +88,7 @@ def grammar(constraint: Constraint | None, calls: Calls | None, thinking: Thinki
 def _calls_in_lark(calls: Calls) -> str:
     """`calls`: one after the other, nothing else. `free`: calls with any text between them, and around."""
     start, end = json.dumps(calls.form.start), json.dumps(calls.form.end) if calls.form.end else ""
-    is_one = calls.tools.choice == "named" or not calls.tools.parallel
+    is_one = _is_one(calls.tools)
     names = [json.dumps(name_of(tool), ensure_ascii=False) for tool in _callable(calls.tools)]
     heads = [json.dumps(f'{{"name": {name}, "arguments": ', ensure_ascii=False) for name in names]
     functions = " | ".join(f'{head} @arguments_{place} "}}"' for place, head in enumerate(heads))
@@ -95,6 +98,19 @@ begun[lazy]: TEXT {start}
 free: {"begun call | rest" if is_one else "(begun call)* rest"}
 rest: TEXT
 """
+
+
+def _first_in_lark(mark: str, calls: Calls) -> str:
+    """`first`: `free` that does not begin with reasoning, so that a mark of calls in a thought begins no call."""
+    return f"""THINK: /\\s*/ {mark}
+OTHER: TEXT & ~(THINK TEXT)
+first_begun[lazy]: OTHER {json.dumps(calls.form.start)}
+first: first_begun call {"" if _is_one(calls.tools) else "free"} | OTHER
+"""
+
+
+def _is_one(tools: Tools) -> bool:
+    return tools.choice == "named" or not tools.parallel
 
 
 def _callable(tools: Tools) -> list[Mapping[str, Any]]:

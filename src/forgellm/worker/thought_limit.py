@@ -17,7 +17,7 @@ class ThoughtLimit:
     """The state of one answer against its budget. A logits processor: (all tokens so far, logits) -> logits.
 
     What is reasoning is the reader's to say, which takes the answer apart as the one that shows it does. Where a
-    grammar's mask leaves no place for the mark (in the middle of a code point, or of a call), the grammar goes first.
+    grammar's mask leaves no place for the mark (in the middle of a code point), the grammar goes first.
     """
 
     def __init__(self, budget: int, reader: Answer, mark: list[int], prompt_tokens: int) -> None:
