@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 
 from forgellm.api import sse
 from forgellm.api.context import context
-from forgellm.api.status import model_picture, wall_clock
+from forgellm.api.status import model_picture
 from forgellm.api.wsgi_host import client_gone
 from forgellm.supervisor.effects import Announce, Died, Evicted
 from forgellm.supervisor.status import PoolStatus
@@ -41,7 +41,7 @@ def events() -> Response:
 
 
 def _frames(watch: Watch, status: PoolStatus, is_over: Callable[[], bool]) -> Iterator[bytes]:
-    yield sse.frame({"models": [model_picture(model) for model in status.models]}, "snapshot")
+    yield sse.frame({"models": [model_picture(model, status.clock) for model in status.models]}, "snapshot")
     last_word = time.monotonic()
     while not is_over():
         changes = watch.take(POLL_S)
@@ -60,7 +60,7 @@ def _frames(watch: Watch, status: PoolStatus, is_over: Callable[[], bool]) -> It
 
 def _frame(change: Change) -> bytes:
     """One change. `time` is when it was written: within milliseconds of when it happened."""
-    body: dict[str, Any] = {"time": wall_clock(time.monotonic())}
+    body: dict[str, Any] = {"time": round(time.time(), 3)}
     if isinstance(change, Evicted):
         return sse.frame(body | {"model": change.model, "cause": change.cause, "reason": change.reason}, "eviction")
     body |= {"model": model_of(change), "worker": change.worker, "life": change.life}

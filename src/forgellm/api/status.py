@@ -1,4 +1,4 @@
-"""Draws a PoolStatus as the JSON of the /api/model/* contract. Pure: no pool, no clock of its own, no HTTP."""
+"""Draws a PoolStatus as the JSON of the /api/model/* contract. Pure but for the wall clock: no pool, no HTTP."""
 
 import time
 from dataclasses import asdict
@@ -8,9 +8,10 @@ from forgellm.states import IS_LOADED, IS_LOADING, WorkerState
 from forgellm.supervisor.status import LoadPlan, ModelStatus, PoolStatus, WorkerStatus
 
 
-def wall_clock(since: float) -> float:
-    """The unix time of a monotonic instant, for people to read; nothing is decided by it."""
-    return round(time.time() - (time.monotonic() - since), 3)
+def wall_clock(instant: float, clock: float) -> float:
+    """The unix time of a monotonic instant on a machine where it is now `clock`, for people to read; nothing is decided
+    by it."""
+    return round(time.time() + instant - clock, 3)
 
 
 def absent(name: str | None) -> dict[str, Any]:
@@ -35,8 +36,10 @@ def absent(name: str | None) -> dict[str, Any]:
     }
 
 
-def model_picture(model: ModelStatus) -> dict[str, Any]:
-    """One model: `pid`, `life` and `stage` are those of its best worker, `memory` and `restarts` sums."""
+def model_picture(model: ModelStatus, clock: float) -> dict[str, Any]:
+    """One model: `pid`, `life` and `stage` are those of its best worker, `memory` and `restarts` sums.
+
+    `clock`: see PoolStatus."""
     best = next((w for w in model.workers if w.state == model.state), None)
     picture: dict[str, Any] = {
         "loaded": model.state in IS_LOADED,
@@ -46,7 +49,7 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
         "state": model.state,
         "progress": model.progress,
         "stage": best.stage if best else "",
-        "since": wall_clock(model.since),
+        "since": wall_clock(model.since, clock),
         "pid": best.pid if best else None,
         "life": best.life if best else None,
         "restarts": sum(worker.restarts for worker in model.workers),
@@ -54,7 +57,7 @@ def model_picture(model: ModelStatus) -> dict[str, Any]:
         "queue_depth": model.queue_depth,
         "in_flight": model.in_flight,
         "draining": model.is_drained,
-        "workers": [_worker(worker) for worker in model.workers],
+        "workers": [_worker(worker, clock) for worker in model.workers],
     }
     if model.info is not None:
         picture["capabilities"] = list(model.info.capabilities)
@@ -78,11 +81,11 @@ def status_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
     """The answer of /api/model/status for `name`, or for the current model."""
     wanted = name or status.current
     model = status.model(wanted) if wanted else None
-    picture = model_picture(model) if model else absent(wanted)
+    picture = model_picture(model, status.clock) if model else absent(wanted)
     return {
         "success": True,
         **picture,
-        "models": [model_picture(each) for each in status.models],
+        "models": [model_picture(each, status.clock) for each in status.models],
         "spare": {"pid": status.spare_pid, "is_warm": status.spare_is_warm},
         "is_stopping": status.is_stopping,
         "is_draining": status.is_drained,
@@ -103,7 +106,7 @@ def info_body(status: PoolStatus, name: str | None = None) -> dict[str, Any]:
         "pin": model.pin,
         "info": asdict(model.info) if model.info else None,
     }
-    return {"success": True, **model_picture(model), **details}
+    return {"success": True, **model_picture(model, status.clock), **details}
 
 
 def plan_body(plan: LoadPlan) -> dict[str, Any]:
@@ -128,13 +131,13 @@ def plan_body(plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _worker(worker: WorkerStatus) -> dict[str, Any]:
+def _worker(worker: WorkerStatus, clock: float) -> dict[str, Any]:
     return {
         "name": worker.name,
         "replica": worker.replica,
         "life": worker.life,
         "state": worker.state,
-        "since": wall_clock(worker.since),
+        "since": wall_clock(worker.since, clock),
         "reason": worker.reason,
         "pid": worker.pid,
         "restarts": worker.restarts,

@@ -68,7 +68,8 @@ class PoolStatus:
     """Everything. `current` is the model last asked for by a load, the default of /api/model/*. `reserved_bytes` is
     what is spoken for of `budget_bytes` (None: no limit), the spare's footprint included. `log_stem`: the paths of
     workers' logs begin with it, the life and ".log" follow. `put_away`: models that come back as they were loaded when
-    they are wanted, with their system prompts."""
+    they are wanted, with their system prompts. `clock`: the monotonic instant at which the picture was asked for, on
+    the machine whose instants it holds."""
 
     current: str | None
     models: tuple[ModelStatus, ...]
@@ -80,6 +81,7 @@ class PoolStatus:
     reserved_bytes: int
     log_stem: str = ""
     put_away: dict[str, str | None] = field(default_factory=dict)
+    clock: float = 0.0
 
     def model(self, name: str) -> ModelStatus | None:
         """The model of that name or alias, or None if it is not loaded."""

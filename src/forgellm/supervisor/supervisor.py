@@ -6,6 +6,7 @@ deadline, for its answer (deliveries.py). Must not decide anything, nor import m
 
 import atexit
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,7 @@ class Supervisor:
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of the last change. Never blocks."""
-        return self._loop.status
+        return replace(self._loop.status, clock=time.monotonic())
 
     def counts(self, *, timeout_s: float = 5.0) -> Counts:
         """What happened since the start, in numbers. The supervisor's thread answers, so an answer shows that it lives.

@@ -42,7 +42,8 @@ def tags() -> Response:
 
 def ps() -> Response:
     """The models that are loaded."""
-    return json_response(out.Loadeds(models=[_loaded(each) for each in context().pool.status().models if each.info]))
+    status = context().pool.status()
+    return json_response(out.Loadeds(models=[_loaded(each, status.clock) for each in status.models if each.info]))
 
 
 def show() -> Response:
@@ -85,7 +86,7 @@ def _tag(name: str, path: str | None, size_bytes: int, status: ModelStatus | Non
     )
 
 
-def _loaded(status: ModelStatus) -> out.Loaded:
+def _loaded(status: ModelStatus, clock: float) -> out.Loaded:
     info = status.info
     on_gpu = info is not None and info.device == "gpu"
     held = sum(worker.memory.mlx_active_bytes for worker in status.workers)
@@ -96,7 +97,7 @@ def _loaded(status: ModelStatus) -> out.Loaded:
         size_vram=held if on_gpu else 0,
         digest=_digest(status.name, status.path),
         details=_details(status.path, status),
-        expires_at=_iso(_expires(status)),
+        expires_at=_iso(_expires(status, clock)),
         context_length=info.context_length if info is not None else 0,
     )
 
@@ -124,10 +125,10 @@ def _short(number: int) -> str:
     return str(number) if number else ""
 
 
-def _expires(status: ModelStatus) -> float:
-    """When it is unloaded if nobody uses it from now on, in unix time."""
+def _expires(status: ModelStatus, clock: float) -> float:
+    """When it is unloaded if nobody uses it from now on, in unix time. `clock`: see PoolStatus."""
     if status.idle_deadline is not None:
-        return min(wall_clock(status.idle_deadline), _NEVER)
+        return min(wall_clock(status.idle_deadline, clock), _NEVER)
     return _NEVER if status.pin or status.ttl_s is None else min(time.time() + status.ttl_s, _NEVER)
 
 
