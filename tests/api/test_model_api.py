@@ -299,7 +299,7 @@ def test_a_bad_body_is_400_on_every_route_that_takes_one(api, body):
 
 def test_wrong_paths_and_methods_are_json(api):
     assert api.http.get("/api/nothing").json()["code"] == "not_found"
-    assert api.http.get("/").status_code == 404
+    assert api.http.get("/nothing").status_code == 404
     wrong = api.http.get(GENERATE)
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
 

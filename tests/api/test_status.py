@@ -2,8 +2,9 @@
 
 import time
 
-from forgellm.api.status import status_body
 from pictures import model_status, pool_status
+
+from forgellm.api.status import status_body
 
 
 def test_times_of_another_machine_are_told_by_its_own_clock() -> None:
