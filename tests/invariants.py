@@ -2,9 +2,12 @@
 
 By their numbers there: I1 every request ends, once; I2 health answers; I3 a bystander's stream has no gap; I4 nothing
 is held that was not before; I5 what is reserved is of workers that there are; I6 only legal moves; I8 no token is lost
-or repeated, and texts are those of an undisturbed run, or their beginnings; I10 errors are JSON with a code.
+or repeated, and texts are those of an undisturbed run, or their beginnings; I9 no prompt is in a log; I10 errors are
+JSON with a code. I7, budgets, is the pool's to keep: its machines (test_pool_machine, test_memory_machine) show it.
 """
 
+import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -17,15 +20,19 @@ import psutil
 
 from daemons import Daemon
 from forgellm import Supervisor
+from forgellm.api.errors import STATUS_BY_CODE
+from forgellm.errors import ForgeLLMError
 from forgellm.messages import Prefill, Request
 from forgellm.states import LEGAL_MOVES
 from forgellm.supervisor.effects import Announce, Effect
-from waiting import wait_until
+from waiting import DEADLINE_S, wait_until
 
 BACK_S = 5.0
 GAP_S = 1.0
 WORDS = " ".join(map(str, range(20_000)))
 HEALTH_EVERY_S = 0.05
+HEALTH_S = 1.0  # a quarter of a second on a machine that is not busy with tests
+TELLING = 12  # characters of a prompt that are in a log for no other reason
 
 
 class Ledger:
@@ -36,6 +43,7 @@ class Ledger:
     def __init__(self, pool: Supervisor) -> None:
         self.ends: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.prompts: set[str] = set()  # all that a log could be searched for
         self._prompts: dict[str, str] = {}  # of what is still being answered
         self._tokens: Counter[str] = Counter()
         self._chars: Counter[str] = Counter()
@@ -47,10 +55,13 @@ class Ledger:
         pool._watches.take = self.watch  # type: ignore[method-assign]
 
     def submit(self, request: Request, missing: Any, now: float) -> list[Effect]:
+        prompt = request.messages[-1]["content"] if request.messages else request.prompt
         config = self._models.get(request.model)
         is_echo = config is not None and config.source == "echo" and not config.options.get("text")
-        if is_echo and isinstance(request.prompt, str) and request.inputs is None and not request.resume:
-            self._prompts[request.request_id] = request.prompt
+        if isinstance(prompt, str) and is_echo and request.inputs is None and not request.resume:
+            self._prompts[request.request_id] = prompt
+        if isinstance(prompt, str) and len(prompt) >= TELLING:
+            self.prompts.add(prompt)
         return self._submit(request, missing, now)
 
     def watch(self, effects: Iterable[Effect]) -> None:
@@ -62,6 +73,8 @@ class Ledger:
     def deliver(self, to: str, news: Any) -> None:
         is_end = news[4] is not None if isinstance(news, tuple) else not isinstance(news, Prefill)
         self.ends[to] += is_end
+        if isinstance(news, ForgeLLMError) and (news.code not in STATUS_BY_CODE or not news.message):
+            self.wrong.append(f"{to} got {news!r}, which no client understands")
         prompt = self._prompts.get(to)
         if prompt is not None and isinstance(news, tuple):
             _, text, token_ids, _, finish_reason, _, _ = news
@@ -78,13 +91,22 @@ class Ledger:
 
 
 @contextmanager
-def sound_pool(pool: Supervisor) -> Iterator[Supervisor]:
-    """Run a pool for a test: each request and each ticket got one end (I1), the echo engine's answers are whole (I8),
-    memory is reserved in the end for workers that live, and for nobody after the stop (I5), each move is legal (I6)."""
+def sound_pool(pool: Supervisor, *, stands_still: bool = False) -> Iterator[Supervisor]:
+    """Run a pool for a test: each request and each ticket got one end (I1), the supervisor's thread answers all the
+    time, which is what health asks (I2), memory is reserved in the end for workers that live, and for nobody after the
+    stop (I5), each move is legal (I6), the echo engine's answers are whole (I8), no log holds a prompt (I9), and every
+    error is one that clients know (I10). `stands_still`: the test has the supervisor's thread stand still."""
     ledger = Ledger(pool)
-    with pool:
-        yield pool
-        wait_until(lambda: _known(pool) == _living(pool), BACK_S)
+    logged = _Logged()
+    logging.getLogger("forgellm").addHandler(logged)
+    try:
+        with pool, _answering(pool, HEALTH_S if not stands_still else math.inf):
+            yield pool
+            wait_until(lambda: _known(pool) == _living(pool), BACK_S)
+    finally:
+        logging.getLogger("forgellm").removeHandler(logged)
+    for text in (*logged.lines, *(each.read_text("utf-8", "replace") for each in pool.settings.log_path.glob("*.log"))):
+        assert [prompt for prompt in ledger.prompts if prompt in text] == []
     assert (pool.status().reserved_bytes, pool.status().models) == (0, ())
     assert pool._deliveries._readers == {}
     assert {to: count for to, count in ledger.ends.items() if to and count > 1} == {}
@@ -94,6 +116,40 @@ def sound_pool(pool: Supervisor) -> Iterator[Supervisor]:
         assert move.new in LEGAL_MOVES[move.old], move
         assert states[move.worker] is move.old, move
         states[move.worker] = move.new
+
+
+class _Logged(logging.Handler):
+    """Keeps what this process logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextmanager
+def _answering(pool: Supervisor, limit_s: float) -> Iterator[None]:
+    """The supervisor's thread answers within `limit_s`, up to the end of the block or of the supervisor."""
+    is_over = threading.Event()
+    times: list[float] = []
+
+    def probe() -> None:
+        while not is_over.wait(HEALTH_EVERY_S):
+            began = time.monotonic()
+            if not pool.is_alive(DEADLINE_S):
+                return
+            times.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(DEADLINE_S)
+    assert max(times, default=0.0) < limit_s
 
 
 def _known(pool: Supervisor) -> set[int]:
@@ -132,10 +188,10 @@ def bystander(pool: Supervisor, model: str) -> Iterator[None]:
 
 
 @contextmanager
-def sound_daemon(served: Daemon, health_s: float = 1.0) -> Iterator[None]:
-    """Around a fault of a daemon: its health answers within `health_s` all the time (I2; a quarter of a second on a
-    machine that is not busy with tests), and within BACK_S after it the daemon holds what it held (I4), its models are
-    ready and idle (I1), its errors are JSON with a code (I10), its log has no traceback."""
+def sound_daemon(served: Daemon, health_s: float = HEALTH_S) -> Iterator[None]:
+    """Around a fault of a daemon: its health answers within `health_s` all the time (I2), and within BACK_S after it
+    the daemon holds what it held (I4), its models are ready and idle (I1), its errors are JSON with a code (I10), its
+    log has no traceback."""
     process = psutil.Process(served.process.pid)
     served.http.get("/healthz")
     is_over, times = threading.Event(), []

@@ -13,6 +13,8 @@ import msgspec
 import pytest
 from live import GENERATE, Live, live, wait_until
 
+from forgellm.api import admin
+
 pytestmark = pytest.mark.process
 
 NASTY = 'data: {"a":1}\n\ndata: x \x00\x07\x1b[31m \u2028 "quoted" \\ 🙂 日本語'
@@ -288,6 +290,14 @@ def test_health_names_the_version(api):
         answer = api.http.get(path).json()
         assert answer["status"] == "ok"
         assert answer["version"]
+
+
+def test_chaos_076_health_is_degraded_while_a_disk_is_full(api, monkeypatch):
+    """The server goes on: it is alive, and a restart would not help."""
+    monkeypatch.setattr(admin, "FULL_BYTES", 1 << 80)
+    answer = api.http.get("/healthz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["reasons"] == ["the disk of its logs is full", "the disk of its cache is full"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"prompt": "\xff"}', b'{"prompt": NaN}', b"\xef\xbb\xbf{}"])

@@ -320,6 +320,7 @@ ROWS: dict[int, Row] = {
         "the disk is full",
         f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon",
         f"{EXHAUSTION}test_chaos_076_a_disk_that_takes_no_log_costs_no_worker_and_no_answer",
+        f"{API}test_chaos_076_health_is_degraded_while_a_disk_is_full",
     ),
     77: ("a journal that cannot be read", f"{JOURNAL}test_chaos_077_an_unreadable_journal_is_moved_aside"),
     78: (

@@ -169,7 +169,7 @@ def test_chaos_036_a_stalled_reader_holds_its_worker_back_and_kills_nobody(
 
 def test_chaos_081_a_machine_that_slept_kills_nobody(start_pool: StartPool) -> None:
     """Everything stands still, the supervisor too; the workers wake up last."""
-    pool = start_pool(LIMITS, e={"tokens_per_s": 50.0})
+    pool = start_pool(LIMITS, _stands_still=True, e={"tokens_per_s": 50.0})
     pool.load("e")
     text = " ".join(map(str, range(100)))
     generation = pool.generate("e", text)

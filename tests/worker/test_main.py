@@ -1,11 +1,11 @@
 """The worker's loop, against an engine that does as it is told; its bootstrap is tested with real processes."""
 
-import queue
 from typing import Any
 
 import pytest
 
 from forgellm.errors import ContextLengthExceeded, ModelInvalid
+from forgellm.inbox import Inbox
 from forgellm.messages import (
     Abort,
     Bye,
@@ -76,7 +76,7 @@ class Up(list[Any]):
 
 
 def run(engine: Obedient, *commands: Command) -> tuple[ExitCode, Up]:
-    down: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    down: Inbox[Command] = Inbox()
     for command in commands:
         down.put(command)
     up = Up()
@@ -101,7 +101,7 @@ def test_a_life_is_load_generate_unload() -> None:
 
 def test_steps_come_up_as_they_are_and_memory_when_it_changed() -> None:
     engine = Obedient()
-    up, down = Up(), queue.SimpleQueue[Command]()
+    up, down = Up(), Inbox[Command]()
     loop = _Loop(engine, down, up, Counters())  # type: ignore[arg-type]
     down.put(LOAD)
     down.put(generate())

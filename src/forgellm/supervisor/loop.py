@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from forgellm.config import Settings
 from forgellm.errors import StartupError
+from forgellm.inbox import Inbox
 from forgellm.messages import EngineName, Event
 from forgellm.supervisor import narrator
 from forgellm.supervisor.channel import self_test
@@ -50,7 +51,7 @@ class Loop:
         self._deliveries = deliveries
         self._tally = tally
         self._watches = watches
-        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._inbox: Inbox[Item] = Inbox()
         self._thread: threading.Thread | None = None
         self._sample_s = INTERVAL_S
         self._oom = OomWatch()
@@ -121,10 +122,10 @@ class Loop:
         now = time.monotonic()
         wake_at = min(self._pool.deadline(), crew.next_check())
         try:
-            item = self._inbox.get(timeout=max(wake_at - now, REAP_S))
+            item = self._inbox.take(max(wake_at - now, REAP_S))
             for _ in range(BATCH):  # bounded: a flood of news must not hold off deadlines and deaths
                 self._handle(crew, item, time.monotonic())
-                item = self._inbox.get_nowait()
+                item = self._inbox.take()
             self._handle(crew, item, time.monotonic())
         except queue.Empty:
             pass

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import assert_never
 
 from forgellm.errors import ForgeLLMError
+from forgellm.inbox import Inbox
 from forgellm.messages import (
     Abort,
     Bye,
@@ -83,7 +84,7 @@ def main(boot: Boot, down: "Queue[Command]", up: "SimpleQueue[Event]", counters:
         up._reader.close()  # type: ignore[attr-defined]  # private, as in supervisor/channel.py
         counters.start_beating()
         up.put(Hello(os.getpid()))
-        commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        commands: Inbox[Command] = Inbox()
         threading.Thread(target=_read_commands, args=(down, commands), name="commands", daemon=True).start()
         engine = _import_engine(boot, up)
         code = _Loop(engine, commands, up, counters).run() if engine else code
@@ -122,7 +123,7 @@ def _die_with(supervisor_pid: int) -> None:
         os._exit(ExitCode.ORPHANED)
 
 
-def _read_commands(down: "Queue[Command]", commands: "queue.SimpleQueue[Command]") -> None:
+def _read_commands(down: "Queue[Command]", commands: Inbox[Command]) -> None:
     while True:
         try:
             commands.put(down.get())
@@ -165,9 +166,7 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
 class _Loop:
     """Commands in, events out, one step of the engine at a time."""
 
-    def __init__(
-        self, engine: Engine, commands: "queue.SimpleQueue[Command]", up: "SimpleQueue[Event]", counters: Counters
-    ) -> None:
+    def __init__(self, engine: Engine, commands: Inbox[Command], up: "SimpleQueue[Event]", counters: Counters) -> None:
         self._engine = engine
         self._commands = commands
         self._up = up
@@ -192,7 +191,7 @@ class _Loop:
         wait_s, gather_until = MEMORY_REPORT_S if is_idle else 0.0, math.inf
         while True:
             try:
-                command = self._commands.get(block=wait_s > 0, timeout=wait_s)
+                command = self._commands.take(wait_s)
             except queue.Empty:
                 break
             code = self._obey(command)
