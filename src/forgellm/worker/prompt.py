@@ -171,7 +171,7 @@ class PromptBuilder:
         """As the turns are, or in the first stricter form that the template takes. Raises what it raised at first."""
         try:
             return str(self._tokenizer.apply_chat_template(turns, **settings))
-        except Exception:
+        except Exception:  # a template raises what it likes; the first error goes on up if no form is taken
             for form in stricter(turns):
                 with contextlib.suppress(Exception):  # as above: the first error says more
                     return str(self._tokenizer.apply_chat_template(form, **settings))
