@@ -19,7 +19,7 @@ def demo(report: Report, cache_dir: Path, _scratch: Path) -> None:
     folder = demo_folder(cache_dir)
     with speed.contenders("demo", "smollm2", folder, "f32", cache_dir) as found:
         title = "Demo model (SmolLM2-135M, f32)"
-        speed.against_bare(report, "demo", title, found, tokens=32, rounds=6, goal=0.97)
+        speed.against_bare(report, "demo", title, found, tokens=32, rounds=15, goal=0.97)
         http = found["HTTP"]
         speed.against_stock_server(report, "Demo model, against stock mlx_lm.server (4-bit)", http, folder, tokens=32)
 
@@ -28,7 +28,7 @@ def tiny(report: Report, cache_dir: Path, scratch: Path) -> None:
     folder = tiny_folder(scratch)
     with speed.contenders("tiny", str(folder), folder, "f32", cache_dir) as found:
         title = "Tiny random model (a step takes a millisecond or two)"
-        speed.against_bare(report, "tiny", title, found, tokens=400, rounds=9, goal=0.85)
+        speed.against_bare(report, "tiny", title, found, tokens=400, rounds=15, goal=0.85)
 
 
 def echo(report: Report, _cache_dir: Path, _scratch: Path) -> None:

@@ -27,7 +27,7 @@ from forgellm.messages import (
     Usage,
 )
 from forgellm.worker import blas as blas_names
-from forgellm.worker import mlx_load, sampling, steps
+from forgellm.worker import cpu_math, mlx_load, sampling, steps
 from forgellm.worker.answers import Answers
 from forgellm.worker.engine import Progress, StepResult, failed
 from forgellm.worker.load_error import check_finite, load_edge
@@ -36,6 +36,7 @@ from forgellm.worker.prompt import PromptBuilder
 from forgellm.worker.running import MAX_CHUNK_TOKENS, PrefillPace, Running, guarded_processors, guarded_sampler
 from forgellm.worker.wired import clamp_wired_limit
 
+cpu_math.install()
 steps.install()
 PROMPTS_TOGETHER = 8
 WARM_UP_STEPS = 3
