@@ -6,6 +6,7 @@ or repeated, and texts are those of an undisturbed run, or their beginnings; I9 
 JSON with a code. I7, budgets, is the pool's to keep: its machines (test_pool_machine, test_memory_machine) show it.
 """
 
+import json
 import logging
 import math
 import threading
@@ -23,7 +24,7 @@ from forgellm import Supervisor
 from forgellm.api.errors import STATUS_BY_CODE
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Prefill, Request
-from forgellm.states import LEGAL_MOVES
+from forgellm.states import LEGAL_MOVES, WorkerState
 from forgellm.supervisor.effects import Announce, Effect
 from waiting import DEADLINE_S, wait_until
 
@@ -187,14 +188,21 @@ def bystander(pool: Supervisor, model: str) -> Iterator[None]:
     assert max(gaps) < GAP_S
 
 
+BYSTANDER = '[models.bystander]\nsource = "echo"\noptions = {tokens_per_s = 20.0}\n'
+"""What the settings of a sound daemon have, for sound_daemon's own stream."""
+
+
 @contextmanager
 def sound_daemon(served: Daemon, health_s: float = HEALTH_S) -> Iterator[None]:
-    """Around a fault of a daemon: its health answers within `health_s` all the time (I2), and within BACK_S after it
-    the daemon holds what it held (I4), its models are ready and idle (I1), its errors are JSON with a code (I10), its
-    log has no traceback."""
+    """Around a fault of a daemon: its health answers within `health_s` all the time (I2), another model's stream never
+    stands still for longer (I3) and loses no word (I8), each move is legal (I6). Within BACK_S after it the daemon
+    holds what it held (I4), its models are ready and idle (I1), its errors are JSON with a code (I10), its log has no
+    traceback."""
     process = psutil.Process(served.process.pid)
     served.http.get("/healthz")
     is_over, times = threading.Event(), []
+    loaded = served.http.post("/api/model/load", json={"model": "bystander", "wait": True})
+    assert loaded.status_code == 200, loaded.text
     with httpx2.Client(base_url=served.url, timeout=20, trust_env=False) as prober:
 
         def probe() -> None:
@@ -206,18 +214,89 @@ def sound_daemon(served: Daemon, health_s: float = HEALTH_S) -> Iterator[None]:
         prober.get("/healthz")
         before = _held(process)
         thread = threading.Thread(target=probe)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join(20.0)
+        with _legal_moves(served), _stream_beside(served, health_s):
+            thread.start()
+            try:
+                yield
+            finally:
+                is_over.set()
+                thread.join(20.0)
         assert times
         assert max(times) < health_s
         _wait_as_before(served, process, before)
     missing = served.http.get("/no/such/path")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     assert "Traceback" not in (served.folder / "daemon.log").read_text()
+
+
+@contextmanager
+def _stream_beside(served: Daemon, gap_s: float) -> Iterator[None]:
+    """A stream of the bystander, up to the end of the block; then the model is unloaded."""
+    is_over, has_begun, texts, gaps = threading.Event(), threading.Event(), list[str](), list[float]()
+    body = {"model": "bystander", "prompt": WORDS, "stream": True, "max_tokens": 100_000}
+
+    def read() -> None:
+        last = time.monotonic()
+        with httpx2.stream(
+            "POST", f"{served.url}/api/model/generate", json=body, timeout=20, trust_env=False
+        ) as answer:
+            for line in answer.iter_lines():
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+                texts.append(json.loads(line).get("text", ""))
+                has_begun.set()
+                if is_over.is_set():
+                    break
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert has_begun.wait(DEADLINE_S)
+    try:
+        yield
+    finally:
+        is_over.set()
+        reader.join(DEADLINE_S)
+        served.http.post("/api/model/unload", json={"model": "bystander"})
+    assert not reader.is_alive()
+    assert max(gaps) < gap_s
+    assert "".join(texts)
+    assert WORDS.startswith("".join(texts))
+
+
+@contextmanager
+def _legal_moves(served: Daemon) -> Iterator[None]:
+    """Follows the daemon's events, from before the block until the bystander was unloaded."""
+    has_begun, moves, ends = threading.Event(), list[dict[str, Any]](), list[str]()
+
+    def follow() -> None:
+        kind = ""
+        with httpx2.stream("GET", f"{served.url}/api/events", timeout=DEADLINE_S, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                has_begun.set()
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data" and kind == "state":
+                    moves.append(json.loads(value))
+                    if (moves[-1]["model"], moves[-1]["to"]) == ("bystander", WorkerState.STOPPED):
+                        break
+                elif name == "data" and kind == "end":
+                    ends.append(value)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    assert has_begun.wait(DEADLINE_S)
+    try:
+        yield
+    finally:
+        follower.join(DEADLINE_S)
+    assert not follower.is_alive()
+    assert ends == []
+    states: dict[str, str] = {}
+    for move in moves:
+        assert move["to"] in LEGAL_MOVES[WorkerState(move["from"])], move
+        assert states.get(move["worker"], move["from"]) == move["from"], move
+        states[move["worker"]] = move["to"]
 
 
 def _wait_as_before(served: Daemon, process: psutil.Process, before: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ from forgellm import ModelConfig, Settings, Supervisor
 from forgellm.api.app import create_app
 from forgellm.api.gate import Gate
 from forgellm.api.http_server import HttpServer
+from invariants import sound_pool
 from waiting import DEADLINE_S, wait_until
 
 __all__ = ["DEADLINE_S", "GENERATE", "Live", "live", "wait_until"]
@@ -54,7 +55,7 @@ def live(folder: Path, models: dict[str, dict[str, Any]], **settings: Any) -> It
     configs = {name: ModelConfig(source="echo", options=options) for name, options in models.items()}
     wanted = Settings(port=0, models=configs, cache_dir=str(folder), **{"spare": False, "max_streams": 8, **settings})
     gate = Gate(wanted.max_streams)
-    with Supervisor(wanted) as pool:
+    with sound_pool(Supervisor(wanted)) as pool:
         server = HttpServer(create_app(pool, wanted, gate), wanted, gate)
         server.start()
         try:

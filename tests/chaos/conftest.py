@@ -1,6 +1,7 @@
 """Starts early what takes long and mostly sleeps, so that it runs beside the other tests of this folder."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ def _real_limits(request: pytest.FixtureRequest, real_limits_folder: Path) -> It
     if not any("real_limits" in getattr(item, "fixturenames", ()) for item in request.session.items):
         yield None
         return
+    paths = os.pathsep.join([str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
         [sys.executable, str(SCRIPT), str(real_limits_folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": paths},
     ) as process:
         try:
             yield process

@@ -17,6 +17,7 @@ from forgellm import ModelConfig, Settings, Supervisor
 from forgellm.errors import ForgeLLMError
 from forgellm.messages import Timeouts
 from forgellm.supervisor import Token, WorkerStatus
+from invariants import sound_pool
 
 PREFILL_S = 100.0
 REQUEST_S = 5.0
@@ -70,7 +71,7 @@ def main() -> None:
     settings = Settings(models=models, cache_dir=sys.argv[1])
     assert (settings.hang_timeout_s, settings.progress_timeout_s) == (15.0, 60.0)
     found: dict[str, Any] = {}
-    with Supervisor(settings) as pool:
+    with sound_pool(Supervisor(settings)) as pool:
         for name in MODELS:
             pool.load(name)
         neighbour, gap_s, last = pool.generate("other", WORDS, max_tokens=10_000), 0.0, time.monotonic()

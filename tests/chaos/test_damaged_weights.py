@@ -12,6 +12,7 @@ from forgellm.api.status import warnings
 from forgellm.errors import ModelChanged, ModelInvalid
 from forgellm.states import WorkerState
 from forgellm.supervisor import ModelStatus
+from invariants import sound_pool
 from waiting import wait_until
 
 pytestmark = [pytest.mark.model, pytest.mark.chaos]
@@ -44,7 +45,7 @@ def test_chaos_012_047_a_worker_refuses_weights_that_are_damaged_or_not_the_ones
     blob = in_the_hub(tiny_model.build(tmp_path / "source"), tmp_path / "hub")
     plain = tiny_model.build(tmp_path / "plain")
     models = {"plain": ModelConfig(source=str(plain))}
-    with Supervisor(Settings(models=models, cache_dir=str(tmp_path / "cache"))) as pool:
+    with sound_pool(Supervisor(Settings(models=models, cache_dir=str(tmp_path / "cache")))) as pool:
 
         def shown(name: str) -> ModelStatus:
             found = pool.status().model(name)

@@ -16,6 +16,7 @@ from benchmarks.measure import percentile, wait_until
 from forgellm import Generation, Settings, Supervisor
 from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus
+from invariants import sound_pool
 
 pytestmark = [pytest.mark.model, pytest.mark.chaos]
 
@@ -69,7 +70,7 @@ def replay(cache: Path, model: str, tokens: int, kills: int, bare_load: Callable
     """An undisturbed run, then one in which the worker is killed `kills` times, each after a random token."""
     seed = random.randrange(1 << 30)
     dice = random.Random(seed)
-    with Supervisor(Settings(cache_dir=str(cache), **SETTINGS)) as pool:
+    with sound_pool(Supervisor(Settings(cache_dir=str(cache), **SETTINGS))) as pool:
         name = pool.load(model, timeout_s=DEADLINE_S).model
         undisturbed = texts(ask(pool, name, tokens))
         readers = ask(pool, name, tokens)

@@ -24,7 +24,7 @@ _BLOCK = 1 << 15  # elements: three such arrays fit into a core's cache
 _P = np.float32(0.3275911)
 _A = tuple(map(np.float32, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)))
 
-# 2^f = sum of c_k f^k, c_k = ln(2)^k / k!, |f| <= 1/2: what is left out is below 2e-7 of it, as float32's own steps are.
+# 2^f = sum of c_k f^k, c_k = ln(2)^k / k!; for |f| <= 1/2 the rest is below 2e-7 of it, two of float32's own steps.
 _POWERS_OF_2 = [math.log(2) ** k / math.factorial(k) for k in range(7)]
 
 _WORTH_IT = 8192  # elements: below, a dozen operations take longer than one slow one
