@@ -8,6 +8,8 @@ import pytest
 
 from leaks import children, held, leftovers
 
+pytest.register_assert_rewrite("invariants")  # what it asserts is then told with its values
+
 
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
