@@ -52,7 +52,7 @@ def register(app: Flask, settings: Settings) -> None:
             response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
             response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
             if request.method == "OPTIONS":
-                response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+                response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"
                 asked = request.headers.get("Access-Control-Request-Headers", "")
                 allowed = asked if _HEADER_NAMES.fullmatch(asked) else _USUAL_HEADERS
                 response.headers["Access-Control-Allow-Headers"] = allowed
