@@ -98,3 +98,19 @@ def test_exit_codes_have_words_for_people() -> None:
     assert "out of memory" in describe_exit(-9, "")
     assert "last log line: boom" in describe_exit(1, "first\nboom")
     assert "signal 4" in describe_exit(-4, "")
+
+
+def test_a_crash_is_told_with_its_place_and_what_the_worker_said_before_it() -> None:
+    crash = """Fatal Python error: Segmentation fault
+
+Thread 0x1 (most recent call first):
+  File "/x/a.py", line 1 in wait
+
+Current thread 0x2 (most recent call first):
+  File "/x/b.py", line 2 in step
+  File "/x/c.py", line 3 in run
+
+Extension modules: numpy (total: 1)"""
+    told = "the worker crashed (SIGSEGV) [at b.py, line 2 in step"
+    assert describe_exit(-11, f"loading\n{crash}") == f"{told}; last log line: loading]"
+    assert describe_exit(-11, crash) == f"{told}]"

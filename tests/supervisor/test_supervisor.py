@@ -130,7 +130,7 @@ def test_a_load_that_fails_says_why_and_leaves_no_process(start_pool: StartPool)
 
 def test_a_death_in_the_first_load_is_told_with_the_last_log_line(start_pool: StartPool) -> None:
     pool = start_pool(e={"die_in_load": "SIGSEGV", "print_at_load": "reading a strange tensor"})
-    with pytest.raises(WorkerDied, match=r"(?s)SIGSEGV.*last log line"):
+    with pytest.raises(WorkerDied, match=r"SIGSEGV.*at echo.py, line .*last log line: reading a strange tensor"):
         pool.load("e")
 
 

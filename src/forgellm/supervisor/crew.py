@@ -148,9 +148,10 @@ class Crew:
 def _buried(process: WorkerProcess, exit_code: int, verdict: str) -> Buried:
     if verdict:
         return Buried(process.life, FAULT, cause_of_exit(FAULT), verdict)
-    if line := gpu_oom_line(exit_code, process.tail(SEARCHED_BYTES)):
+    log = process.tail(SEARCHED_BYTES)
+    if line := gpu_oom_line(exit_code, log):
         return Buried(process.life, exit_code, "gpu_oom", f"the worker ran out of GPU memory [it said: {line}]")
-    return Buried(process.life, exit_code, cause_of_exit(exit_code), describe_exit(exit_code, process.tail()))
+    return Buried(process.life, exit_code, cause_of_exit(exit_code), describe_exit(exit_code, log))
 
 
 def _prune_logs(folder: Path) -> None:

@@ -7,6 +7,7 @@ because Linux kills a worker when the *thread* that started it ends.
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,13 +238,23 @@ _WORDS = {
 }
 
 
-def describe_exit(exit_code: int, tail: str) -> str:
-    """An exit code in words for people, with the end of the worker's log."""
+_CRASH = re.compile(
+    r'^Fatal Python error: .*?^Current thread [^\n]*\n +File "(?:[^"\n]*/)?([^"\n]+)", ([^\n]*)',
+    re.DOTALL | re.MULTILINE,
+)
+"""What Python's faulthandler writes before a signal ends it; the place is that of the thread that crashed."""
+
+
+def describe_exit(exit_code: int, log: str) -> str:
+    """An exit code in words for people, with where it crashed, and the last line that the worker itself logged."""
     if exit_code in _WORDS:
         words = _WORDS[exit_code]
     elif exit_code < 0:
         words = f"was ended by signal {-exit_code}"
     else:
         words = f"exited with code {exit_code}"
-    last = tail.splitlines()[-1] if tail else ""
-    return f"the worker {words}" + (f" [last log line: {last}]" if last else "")
+    crash = _CRASH.search(log)
+    lines = (log[: crash.start()] if crash else log).strip().splitlines()
+    more = [f"at {crash[1]}, {crash[2]}"] if crash else []
+    more += [f"last log line: {lines[-1]}"] if lines else []
+    return f"the worker {words}" + (f" [{'; '.join(more)}]" if more else "")
