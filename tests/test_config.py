@@ -68,6 +68,21 @@ def test_a_mistake_in_a_variable_names_the_variable() -> None:
         load_settings(env={"FORGELLM_PORT": "high"})
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [("FORGELLM_MAX_BACTH", "do you mean FORGELLM_MAX_BATCH"), ("FORGELLM_XYZZY", "`forgellm config` lists")],
+)
+def test_a_variable_that_is_no_setting_is_refused_with_what_may_be_meant(variable: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable} is no setting; {hint}") as caught:
+        load_settings(env={variable: "1"})
+    assert caught.value.field == variable
+
+
+def test_the_variables_of_the_command_line_are_no_mistakes() -> None:
+    own = {"FORGELLM_URL": "http://x", "FORGELLM_API_KEY": "k", "FORGELLM_API_KEY_FILE": "f"}
+    assert load_settings(env=own) == Settings()
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_settings(tmp_path / "nowhere.toml", {})

@@ -3,6 +3,7 @@
 Decoded and checked by msgspec in one place; an unknown key or a wrong type is refused with its path in the message.
 """
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ class TakesEffect(StrEnum):
 
 AT_ONCE, IN_LOADS, AT_RESTART = TakesEffect
 ENV_PREFIX = "FORGELLM_"
+CLIENT_VARIABLES = frozenset({"FORGELLM_URL", "FORGELLM_API_KEY", "FORGELLM_API_KEY_FILE"})
+"""Of the command line, which speaks to a daemon; no settings."""
 
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -310,6 +313,10 @@ def load_settings(
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name in names:
             merged[name] = _from_variable(variable, name, environ[variable])
+        elif variable not in CLIENT_VARIABLES:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"do you mean {ENV_PREFIX}{near[0].upper()}?" if near else "`forgellm config` lists them all"
+            raise ConfigError(f"the variable {variable} is no setting; {hint}", field=variable)
     merged.update({k: v for k, v in (flags or {}).items() if v is not None})
     return _check(merged, "")
 

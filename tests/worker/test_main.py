@@ -124,12 +124,15 @@ def test_a_load_that_fails_ends_the_worker_with_a_reason(error: Exception, code:
     assert up[-1].code == code
 
 
-def test_a_request_that_cannot_be_taken_fails_alone() -> None:
+def test_a_request_that_cannot_be_taken_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Obedient()
     engine.add_error = ContextLengthExceeded("9 > 8", field="prompt")
     _, up = run(engine, LOAD, generate("long"), Unload())
     assert RequestFailed("long", "context_length_exceeded", "9 > 8", "prompt") in up
     engine.add_error = ZeroDivisionError("a bug")
     code, up = run(engine, LOAD, generate("bug"), Unload())
-    assert RequestFailed("bug", "generation_failed", "ZeroDivisionError: a bug") in up
+    assert RequestFailed("bug", "generation_failed", "its beginning failed: ZeroDivisionError: a bug") in up
     assert code is ExitCode.OK
+    logged = capsys.readouterr().err
+    assert logged.startswith("request bug: its beginning failed: ZeroDivisionError\n  File ")
+    assert "a bug" not in logged  # a library's words may be the prompt's

@@ -3,6 +3,8 @@
 An engine knows no queues, no processes and no supervisor. All its methods are called on the worker's main thread.
 """
 
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
@@ -48,6 +50,9 @@ class Engine(Protocol):
 
 
 def failed(request_id: str, what: str, error: Exception) -> RequestFailed:
-    """The news that a library raised something in the middle of one request."""
+    """The news that a library raised something in the middle of one request. Where it did goes into the worker's log,
+    with the request's id and without the message, which may hold words of the prompt."""
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    sys.stderr.write(f"request {request_id}: {what} failed: {type(error).__name__}\n{stack}")
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return RequestFailed(request_id, "generation_failed", f"{what} failed: {text}")

@@ -43,7 +43,7 @@ from forgellm.messages import (
     Unload,
 )
 from forgellm.worker import output
-from forgellm.worker.engine import Engine
+from forgellm.worker.engine import Engine, failed
 from forgellm.worker.pulse import Counters
 
 MEMORY_REPORT_S = 1.0
@@ -225,8 +225,7 @@ class _Loop:
                 except ForgeLLMError as error:
                     self._up.put(RequestFailed(request.request_id, error.code, error.message, error.field))
                 except Exception as error:  # noqa: BLE001 - one request's failure must not end the others'
-                    traceback.print_exc()
-                    self._up.put(RequestFailed(request.request_id, "generation_failed", _describe(error)))
+                    self._up.put(failed(request.request_id, "its beginning", error))
             case Abort(request_id):
                 self._engine.abort(request_id)
             case TrimCache():
