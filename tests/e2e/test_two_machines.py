@@ -20,7 +20,9 @@ import pytest
 
 from daemons import Daemon, daemon
 from forgellm import ModelManager, Settings
-from forgellm.control import certificate, machines
+from forgellm.control import certificate, frames, machines, tls
+from forgellm.control.link import Link
+from forgellm.control.tls import TlsAddress
 from forgellm.errors import SupervisorUnavailable
 from networks import Capture, Host, Wire, free_port, two_hosts, why_no_namespaces
 from tiny_model import build
@@ -190,6 +192,48 @@ def test_peers_that_are_not_paired_are_refused_and_told_once_while_others_are_se
     assert len(refused) == len(set(refused)) >= 3
     assert all(line.startswith(f"{pair.there.ip} is refused") for line in refused)
     assert pair.there.run(manager.about).pid == pair.served.process.pid
+
+
+@pytest.mark.chaos
+def test_a_wrong_key_is_refused_though_the_certificate_is_right(pair: Pair, tmp_path: Path) -> None:
+    known, own = machines.read(pair.folder)[0], certificate.own(pair.folder)
+    (tmp_path / own.path.name).write_bytes(own.path.read_bytes())
+    (tmp_path / own.path.name).chmod(0o600)
+    machines.add(tmp_path, machines.new_machine("x", "daemon", known.certificate, bytes(32), pair.place))
+    with pytest.raises(SupervisorUnavailable, match="does not know the daemon's key"):
+        pair.there.run(pair.manager(tmp_path).about)
+    context, address = tls.client_context(own, known.certificate), TlsAddress(pair.here.ip, pair.port, pair.folder)
+    link = Link(pair.there.run(lambda: tls.connect(address, context, known.fingerprint)), "the daemon")
+    soon = time.monotonic() + 5
+    link.send(frames.Hello(frames.PROTOCOL, "1", bytes(32)), soon)
+    assert isinstance(link.receive(frames.CHALLENGE, soon), frames.Challenge)
+    link.send(frames.Proof(bytes(32)), soon)  # one that does not check the daemon's proof
+    assert isinstance(link.receive(frames.CHALLENGE, soon), frames.Failed)
+    link.close()
+    assert [each for each in pair.refused() if "does not know its key" in each] != []
+    assert pair.there.run(pair.manager().about).pid == pair.served.process.pid
+
+
+@pytest.mark.chaos
+def test_a_connection_that_is_recorded_and_said_again_does_nothing(pair: Pair) -> None:
+    manager = pair.manager()
+    pair.there.run(lambda: manager.load("e"))
+    recorder = pair.there.run(lambda: Wire((pair.here.ip, pair.port)))
+    between = f"127.0.0.1:{recorder.port}"
+    known = machines.read(pair.folder)[0]
+    machines.add(pair.folder, machines.new_machine("x", "daemon", known.certificate, known.key, between))
+    pair.there.run(lambda: pair.manager(place=between).unload("e"))
+    recorder.stop()
+    said = b"".join(recorder.up)
+    pair.there.run(lambda: manager.load("e"))
+    with pair.raw() as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(said)
+        while sock.recv(1 << 16):
+            pass
+    loaded = pair.there.run(manager.status).model("e")
+    assert loaded is not None
+    assert loaded.state == "ready"
+    assert [each for each in pair.refused() if each.startswith(pair.there.ip)] != []
 
 
 def test_a_machine_that_is_revoked_is_refused_and_what_runs_for_it_ends_well(pair: Pair, tmp_path: Path) -> None:
