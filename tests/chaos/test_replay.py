@@ -108,7 +108,7 @@ def test_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_kille
     import tiny_model
 
     folder = tiny_model.build(tmp_path / "tiny")
-    replay(tmp_path, str(folder), 300, 4, lambda: bare_load(folder))
+    replay(tmp_path, str(folder), 150, 3, lambda: bare_load(folder))
 
 
 @pytest.mark.timeout(240)
@@ -118,4 +118,4 @@ def test_the_demo_model_goes_on_where_it_was_too() -> None:
     cache = Settings().cache_path
     assert psutil.virtual_memory().available > 3 << 30
     kills = int(os.environ.get("TEST_KILLS", "2"))  # at most one a stream: 20, which take minutes
-    replay(cache, "smollm2", 30, kills, lambda: bare_load(demo_folder(cache)))
+    replay(cache, "smollm2", 24, kills, lambda: bare_load(demo_folder(cache)))

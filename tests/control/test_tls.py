@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import select
 import socket
 import ssl
 import threading
@@ -18,7 +19,7 @@ from forgellm.control.link import Link, LinkLost
 from forgellm.control.tls import TlsAddress
 from forgellm.errors import ConfigError, InvalidRequest, SupervisorUnavailable
 from networks import Capture, Wire, two_hosts, why_no_namespaces
-from waiting import wait_until
+from waiting import DEADLINE_S, wait_until
 
 PROMPT = "the treasure is under the old oak"
 
@@ -127,11 +128,9 @@ def test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped(tmp_path, monkeyp
 
 def test_strangers_take_only_their_share_of_the_places(tmp_path, monkeypatch, no_leaks):
     monkeypatch.setattr(tls_listener, "STRANGERS", 2)
-    with linked(tmp_path) as place, place.raw() as first, place.raw(), place.raw() as third:
-        assert third.recv(1) == b""  # at once
-        first.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            first.recv(1)
+    with linked(tmp_path) as place, place.raw() as first, place.raw() as second, place.raw() as third:
+        (refused,), _, _ = select.select([first, second, third], [], [], DEADLINE_S)  # one of them, and at once
+        assert refused.recv(1) == b""
 
 
 def bad_peers() -> dict[str, bytes]:

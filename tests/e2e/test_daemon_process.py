@@ -216,7 +216,7 @@ def test_chaos_039_running_requests_finish_after_sigterm_and_new_ones_are_refuse
 @pytest.mark.parametrize(("signals", "code"), [(2, 0), (3, 1)])
 def test_chaos_040_a_second_signal_ends_what_runs_and_a_third_everything(tmp_path, signals, code):
     toml = SLOW.replace("30.0}", "1.0, ignore_unload = true, ignore_sigterm = true}")
-    with daemon(tmp_path, toml) as served:
+    with daemon(tmp_path, "unload_timeout_s = 1.0\nterm_timeout_s = 1.0\n" + toml) as served:
         wait_loaded(served)
         family = served.family()
         with served.http.stream("POST", "/api/model/generate", json=STREAM) as response:
