@@ -30,7 +30,7 @@ lint: install  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The machines, which try the pool with thousands of examples, are left to the lanes: a tracer would double their time.
+# The machines, which try the pool with hundreds of examples (CI: thousands), are left to the lanes: a tracer would double their time.
 test: lint  ## everything: lint, all tests in lanes, and that the pool's decisions are covered (minutes)
 	$(BIN)/python tests/lanes.py -m 'not alone'
 	$(BIN)/python -m pytest -q -m alone tests/supervisor

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-E2E = tuple(f"tests/e2e/test_{each}.py" for each in ("litellm", "seeds", "openai_client", "web"))
+E2E = tuple(f"tests/e2e/test_{each}.py" for each in ("litellm", "seeds", "openai_client"))
 WORKERS = ("tests/supervisor", "tests/chaos", *E2E)
 WAITING = tuple(
     f"tests/{each}.py" for each in ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull")

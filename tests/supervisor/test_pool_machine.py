@@ -39,7 +39,7 @@ from forgellm.supervisor.clocks import Pulse
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Send, Signal, Spawn
 from model_info import INFO
 
-EXAMPLES = 2000 if os.environ.get("CI") == "true" else 200
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "200"))  # CI tries more of them
 MAX_QUEUE = 3
 EXIT_CODES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV, -signal.SIGABRT, 0, 1, 64, 65, 66)
 MODELS = ("a", "b")
