@@ -50,7 +50,7 @@ format: install  ## let ruff mend style and layout
 docs: install  ## write the tables of the docs that come from the code
 	$(BIN)/python docs/generate.py
 
-bench: install  ## the numbers of docs/benchmarks.md on this machine (twenty minutes)
+bench: install  ## the numbers of docs/benchmarks.md on this machine (16 to 20 minutes)
 	$(BIN)/python -m benchmarks
 
 SECONDS ?= 60

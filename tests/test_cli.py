@@ -266,3 +266,11 @@ def test_a_dry_run_says_what_a_load_would_need_and_loads_nothing(served):
     assert (plan["fits"], plan["need_bytes"]["weights"]) == (False, 10**15)
     loaded = forgellm("load", "huge", "--url", served.url)
     assert (loaded.exit_code, "insufficient" in loaded.stderr or "budget" in loaded.stderr) == (1, True)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["org/name?x", "org/name#x", "org/a%2e"])
+def test_what_is_removed_is_the_name_as_it_was_typed(served, name):
+    result = forgellm("rm", name, "--url", served.url)
+    assert result.exit_code == 1
+    assert name in result.stderr

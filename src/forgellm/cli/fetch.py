@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -55,7 +56,7 @@ def rm(url: str | None, as_json: bool, model: str) -> None:
 
     with Client(url) as client:
         if client.answers():
-            removed = client.delete(f"/api/models/{model}")
+            removed = client.delete(f"/api/models/{quote(model)}")  # else `?` would end the name
         else:
             removed = msgspec.to_builtins(Downloads().remove(model))
     tell(removed, f"{model} is removed ({removed['freed_bytes'] / 1e6:.0f} MB freed)", as_json=as_json)
