@@ -240,7 +240,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     backoff_initial_s: Annotated[Seconds, AT_ONCE, _field("Wait before the second respawn in a row; doubles.")] = 0.5
     backoff_max_s: Annotated[Seconds, AT_ONCE, _field("Longest wait between respawns.")] = 30.0
     crash_budget: Annotated[
-        Positive, AT_ONCE, _field("Deaths of one replica within crash_window_s before it is failed.")
+        Positive,
+        AT_ONCE,
+        _field("Crashes (no kills from outside) of a replica in crash_window_s; then it is failed."),
     ] = 3
     crash_window_s: Annotated[Seconds, AT_ONCE, _field("Window of the crash budget.")] = 300.0
     log_bytes: Annotated[

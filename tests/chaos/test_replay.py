@@ -21,8 +21,8 @@ from invariants import sound_pool
 pytestmark = [pytest.mark.model, pytest.mark.chaos]
 
 STREAMS = 20
-DEADLINE_S = 150.0  # after many kills without a token between them, requests run one by one
-SETTINGS: dict[str, Any] = {"crash_budget": 1000, "backoff_initial_s": 0.0, "backoff_max_s": 0.0}
+DEADLINE_S = 150.0
+SETTINGS: dict[str, Any] = {"backoff_initial_s": 0.0, "backoff_max_s": 0.0}
 
 
 class Reader(threading.Thread):
@@ -75,8 +75,8 @@ def replay(cache: Path, model: str, tokens: int, kills: int, bare_load: Callable
         alone = ask(pool, name, tokens)
         undisturbed = texts(alone)
         readers = ask(pool, name, tokens)
-        long = [number for number in range(STREAMS) if alone[number].tokens > tokens // 2]
-        waiting = {readers[n]: dice.randint(1, alone[n].tokens * 3 // 4) for n in dice.sample(long, kills)}
+        struck = dice.sample(range(STREAMS), kills)
+        waiting = {readers[n]: dice.randint(1, max(1, alone[n].tokens * 3 // 4)) for n in struck}
         strikes = []
         while waiting:
             wait_until(lambda: any(reader.tokens >= place for reader, place in waiting.items()), DEADLINE_S)
@@ -119,5 +119,4 @@ def test_the_demo_model_goes_on_where_it_was_too() -> None:
 
     cache = Settings().cache_path
     assert psutil.virtual_memory().available > 3 << 30
-    kills = int(os.environ.get("TEST_KILLS", "2"))  # at most one a stream: 20, which take minutes
-    replay(cache, "smollm2", 24, kills, lambda: bare_load(demo_folder(cache)))
+    replay(cache, "smollm2", 24, STREAMS, lambda: bare_load(demo_folder(cache)))

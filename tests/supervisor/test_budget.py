@@ -8,7 +8,7 @@ import pytest
 from world import World
 
 from forgellm.config import Settings
-from forgellm.errors import InsufficientMemory
+from forgellm.errors import InsufficientMemory, ModelFailed
 from forgellm.messages import EngineOptions, Hello, Imported, Loading, ModelSource, Ready
 from forgellm.states import WorkerState
 from forgellm.supervisor.budget import RUNTIME_BYTES, Candidate, choose_victims, estimate
@@ -533,6 +533,21 @@ def test_a_sigkill_of_a_worker_that_held_most_of_the_budget_is_suspected_memory(
         assert ("suspected memory" in machine.worker("a").reason) is is_suspected
         machine.wait(1)
         machine.say(machine.alive[-1], Hello(1), Imported(), Ready(INFO, 1, 1))
+
+
+def test_suspected_memory_uses_up_the_crash_budget_but_ends_no_request_before() -> None:
+    """A model too large for the machine must not spin for ever; but a large one may also just have been killed."""
+    machine = Machine(crash_budget=3, backoff_max_s=0.0)
+    machine.hold("a", 10)
+    request = machine.ask("a")
+    for _ in range(3):
+        assert machine.delivered(request) == []
+        machine.measure(a=91)
+        machine.die(machine.alive[-1])
+        if machine.alive:
+            machine.say(machine.alive[-1], Hello(1), Imported(), Ready(INFO, 1, 1))
+    assert machine.states()["a"] is S.FAILED
+    assert isinstance(machine.news(request), ModelFailed)
 
 
 def test_an_oom_kill_is_told_from_any_other_sigkill_by_the_count_of_the_cgroup(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_worker_that_is_about_to_be_killed_gets_no_request() -> None:
 
 
 def test_a_worker_that_is_killed_for_hanging_counts_as_a_crash() -> None:
-    """A SIGKILL from outside would count less: two hangs alone are enough to quarantine a request."""
+    """A SIGKILL from outside would blame nobody: two hangs are enough to quarantine a request."""
     world = World()
     world.loaded()
     request, neighbour = world.ask(), world.ask()

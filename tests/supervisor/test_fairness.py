@@ -87,7 +87,7 @@ def test_what_runs_longer_goes_on_later_after_its_tokens(lets_go: str) -> None:
     machine.leave(end_b)
     machine.get_ready("a")
     assert machine.resumed(running)[-1] == (machine.worker("a").life, (1,))
-    assert not machine.pool._requests.asked[running].blame
+    assert not machine.pool._requests.asked[running].crashes
     end(machine, running)
     assert [chunk[1] for chunk in machine.delivered(running)] == ["x", "t"]
 

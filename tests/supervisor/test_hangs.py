@@ -226,7 +226,7 @@ def test_a_request_that_is_late_ends_and_frees_its_place(start_pool: StartPool) 
 
 def test_counters_are_freed_with_their_life(start_pool: StartPool) -> None:
     """One page for all lives together: no descriptor more after many of them."""
-    pool = start_pool({"backoff_max_s": 0.0, "crash_budget": 1000, "spare": False}, e={})
+    pool = start_pool({"backoff_max_s": 0.0, "spare": False}, e={})
     pool.load("e")
     held: list[int] = []
     for _ in range(10):

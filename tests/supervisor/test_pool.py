@@ -22,6 +22,7 @@ from forgellm.errors import (
 from forgellm.messages import Generate, Hello, Imported, LoadFailed, Loading, Memory, Prefill, RequestFailed, Usage
 from forgellm.states import WorkerState
 from forgellm.supervisor.effects import Loaded, Send, Spawn, Unloaded
+from forgellm.supervisor.slots import DeathCause
 
 S = WorkerState
 UNTIL_LOADING = (Hello(1), Imported())
@@ -529,20 +530,16 @@ def test_a_place_that_was_kept_for_a_suspect_is_free_when_the_suspect_is_aborted
         assert world.life_of(innocent) == new
 
 
-def test_after_a_kill_from_outside_all_go_on_together_and_one_by_one_only_after_the_third() -> None:
+def test_after_kills_from_outside_all_go_on_together_however_many_there_were() -> None:
     """One after the other is slow: each client waits for the prompts of all before it to be read again."""
-    world = World(crash_budget=100, backoff_max_s=0)
+    world = World(backoff_max_s=0)
     world.loaded()
     requests = [world.ask() for _ in range(3)]
-    together = []
-    for _ in range(3):
-        world.now += 1
+    for _ in range(50):
         world.die(world.alive[0], code=-signal.SIGKILL)
         world.ready(world.alive[0])
-        together.append(world.worker().in_flight)
-    assert together == [3, 3, 1]
-    world.token(world.alive[0], requests[0])
-    assert world.worker().in_flight == 2
+        assert world.worker().in_flight == 3
+    assert [world.delivered(request) for request in requests] == [[], [], []]
 
 
 def test_a_poisoned_request_is_quarantined_at_its_second_crash_and_its_neighbours_finish() -> None:
@@ -576,30 +573,33 @@ def test_poisoned_requests_do_not_use_up_the_crash_budget() -> None:
     assert world.worker().state is S.READY
 
 
-def test_kills_from_outside_count_less_than_crashes() -> None:
-    world = World(crash_budget=100, backoff_max_s=0)
+@pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGTERM])
+def test_a_kill_from_outside_neither_blames_a_suspect_nor_clears_it(code: int) -> None:
+    world = World(backoff_max_s=0)
+    world.loaded()
+    suspect = world.ask()
+    world.crash(world.alive[0])
+    for _ in range(20):
+        world.ready(world.alive[0])
+        world.die(world.alive[0], code=code)
+    world.ready(world.alive[0])
+    assert world.delivered(suspect) == []
+    world.crash(world.alive[0])
+    assert isinstance(world.news(suspect), RequestCrashesWorker)
+
+
+@pytest.mark.parametrize(("cause", "is_to_blame"), [("oom", True), ("killed", False)])
+def test_a_request_that_runs_the_machine_out_of_memory_is_to_blame_if_the_kernel_says_so(
+    cause: DeathCause, is_to_blame: bool
+) -> None:
+    world = World()
     world.loaded()
     request = world.ask()
-    for _ in range(4):
-        world.now += 1
-        world.die(world.alive[0], code=-signal.SIGKILL)
+    for _ in range(2):
+        world.die(world.alive[0], code=-signal.SIGKILL, cause=cause)
+        world.wait(1)
         world.ready(world.alive[0])
-        assert world.delivered(request) == []
-    world.now += 1
-    world.die(world.alive[0], code=-signal.SIGKILL)
-    assert isinstance(world.news(request), RequestCrashesWorker)
-
-
-def test_a_request_handed_from_one_killed_worker_to_the_next_is_not_to_blame() -> None:
-    """Eight workers killed in the same moment: each dies under what the one before it left."""
-    world = World()
-    world.loaded(replicas=8)
-    request = world.ask()
-    for life in list(world.alive):
-        world.die(life, code=-signal.SIGKILL)
-    world.ready(world.alive[0])
-    world.token(world.alive[0], request, finish="stop")
-    assert world.news(request)[4] == "stop"
+    assert any(isinstance(news, RequestCrashesWorker) for news in world.delivered(request)) is is_to_blame
 
 
 def test_a_request_that_goes_on_between_deaths_is_never_to_blame() -> None:
@@ -644,7 +644,7 @@ def test_requests_of_a_model_that_gave_up_get_one_error_each() -> None:
     world = World(crash_budget=1)
     life = world.loaded()
     requests = [world.ask(), world.ask()]
-    world.die(life)
+    world.crash(life)
     assert all(isinstance(world.news(request), ModelFailed) for request in requests)
 
 
@@ -662,12 +662,12 @@ def test_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed() -> No
     world.loaded()
     waits = []
     for _ in range(3):
-        world.die(world.alive[0])
+        world.crash(world.alive[0])
         waits.append(max(0.0, world.pool.deadline() - world.now) if not world.alive else 0.0)
         world.wait(waits[-1])
         world.ready(world.alive[0])
     assert waits == [0.0, 1.0, 2.0]
-    world.die(world.alive[0], "the worker crashed (SIGSEGV)")
+    world.crash(world.alive[0])
     assert world.worker().state is S.FAILED
     assert "4 deaths" in (world.model().error or "")
     assert "SIGSEGV" in (world.model().error or "")
@@ -678,7 +678,7 @@ def test_deaths_far_apart_do_not_add_up() -> None:
     world = World(crash_budget=2, crash_window_s=300)
     world.loaded()
     for _ in range(5):
-        world.die(world.alive[0])
+        world.crash(world.alive[0])
         world.ready(world.alive[0])
         world.now += 301
     assert world.worker().state is S.READY
@@ -686,11 +686,32 @@ def test_deaths_far_apart_do_not_add_up() -> None:
 
 def test_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later() -> None:
     world = World(crash_budget=1, backoff_max_s=30)
-    world.die(world.loaded())
+    world.crash(world.loaded())
     world.now += 31
     request = world.ask()
     world.ready(world.alive[0])
     assert world.life_of(request) == world.alive[0]
+
+
+def test_kills_from_outside_wait_longer_each_time_too_but_fail_no_model() -> None:
+    """Whoever kills, or runs out of memory without a word, is not stopped by an error for all who wait."""
+    world = World(crash_budget=2, backoff_initial_s=1, backoff_max_s=30, crash_window_s=300)
+    world.loaded()
+    request, waits = world.ask(), []
+    for _ in range(9):
+        world.die(world.alive[0])
+        waits.append(max(0.0, world.pool.deadline() - world.now) if not world.alive else 0.0)
+        world.wait(waits[-1])
+        world.ready(world.alive[0])
+    assert waits == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert world.resumed(request)[-1] == (world.alive[0], ())
+    world.crash(world.alive[0])
+    world.wait(30)
+    world.ready(world.alive[0])
+    world.token(world.alive[0], request)
+    world.crash(world.alive[0])
+    assert world.worker().state is S.FAILED
+    assert "2 deaths" in (world.model().error or "")
 
 
 def test_requests_queued_for_a_model_that_fails_are_told_why() -> None:

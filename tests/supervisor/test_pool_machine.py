@@ -37,11 +37,13 @@ from forgellm.messages import (
 from forgellm.states import HAS_PROCESS, LEGAL_MOVES, WorkerState
 from forgellm.supervisor.clocks import Pulse
 from forgellm.supervisor.effects import Announce, Deliver, Effect, Send, Signal, Spawn
+from forgellm.supervisor.slots import DeathCause
 from model_info import INFO
 
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "200"))  # CI tries more of them
 MAX_QUEUE = 3
-EXIT_CODES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV, -signal.SIGABRT, 0, 1, 64, 65, 66)
+KILLS = (-signal.SIGKILL, -signal.SIGTERM)
+EXIT_CODES = (*KILLS, -signal.SIGSEGV, -signal.SIGABRT, 0, 1, 64, 65, 66)
 MODELS = ("a", "b")
 PICK = st.integers(0, 11)
 KNOBS: list[dict[str, Any]] = [
@@ -67,6 +69,7 @@ class Worker:
     running: dict[str, int] = field(default_factory=dict)  # request -> tokens so far
     aborted: set[str] = field(default_factory=set)
     must_go: bool = False  # Unload, SIGTERM or SIGKILL
+    is_condemned: bool = False  # SIGKILL, or a hang for which it is next
     beats: int = 0
     steps: int = 0
 
@@ -80,7 +83,7 @@ class Asked:
     tokens: list[int] = field(default_factory=list)
     endings: int = 0
     runs: int = 0
-    deaths_since_token: int = 0
+    crashes_since_token: int = 0
     is_aborted: bool = False
 
 
@@ -109,6 +112,7 @@ class CheckedWorld(World):
                     self._told(self.workers[life], command)
                 case Signal(life, number):
                     self.workers[life].must_go |= number in {signal.SIGTERM, signal.SIGKILL}
+                    self.workers[life].is_condemned |= number in {signal.SIGUSR1, signal.SIGKILL}
                 case Deliver(to, news):
                     self._delivered(to, news)
                 case Announce(worker, _, old, new):
@@ -150,10 +154,10 @@ class CheckedWorld(World):
         assert not asked.endings, f"after its end a request got {news}"
         if isinstance(news, ForgeLLMError):
             asked.endings += 1
-            assert not isinstance(news, RequestCrashesWorker) or asked.deaths_since_token >= 2
+            assert not isinstance(news, RequestCrashesWorker) or asked.crashes_since_token >= 2
         elif isinstance(news, tuple):
             asked.tokens += news[2]
-            asked.deaths_since_token = 0
+            asked.crashes_since_token = 0
             asked.endings += news[4] is not None
 
     # what users do
@@ -203,11 +207,12 @@ class CheckedWorld(World):
         if chunks:
             self.say(life, tuple(chunks))
 
-    def dies(self, life: int, code: int) -> None:
+    def dies(self, life: int, code: int, cause: DeathCause | None = None) -> None:
         worker = self.workers.pop(life)
+        is_from_outside = code in KILLS and cause is None and not worker.is_condemned
         for request_id in worker.running:
-            self.requests[request_id].deaths_since_token += 1
-        self.die(life, "the worker was killed", code)
+            self.requests[request_id].crashes_since_token += not is_from_outside
+        self.die(life, "the worker was killed", code, cause)
 
     def obeys(self, life: int) -> None:
         """Ends what it was told to abort, and goes if it was told to."""
@@ -384,12 +389,12 @@ class PoolMachine(RuleBasedStateMachine):
                 self.world.dies(life, 65)
 
     @precondition(lambda self: self.world.alive)
-    @rule(pick=PICK, code=st.sampled_from(EXIT_CODES))
-    def die(self, pick: int, code: int) -> None:
+    @rule(pick=PICK, code=st.sampled_from(EXIT_CODES), is_oom=st.booleans())
+    def die(self, pick: int, code: int, is_oom: bool) -> None:
         """Whatever its state; what it still says is dropped."""
         life = self.life(pick)
         ran = tuple(self.world.workers[life].running)
-        self.world.dies(life, code)
+        self.world.dies(life, code, "oom" if is_oom and code == -signal.SIGKILL else None)
         ghosts: tuple[Chunk, ...] = tuple((request_id, "ghost", (9,), None, "stop", None, None) for request_id in ran)
         assert self.world.say(life, ghosts, Hello(1), Bye()) == []
 

@@ -119,7 +119,14 @@ def test_an_aborted_request_counts_by_its_finish_reason(world):
 
 
 @pytest.mark.parametrize(
-    ("code", "cause"), [(-signal.SIGKILL, "killed"), (-signal.SIGSEGV, "signal"), (0, "exit"), (1, "exit")]
+    ("code", "cause"),
+    [
+        (-signal.SIGKILL, "killed"),
+        (-signal.SIGTERM, "killed"),
+        (-signal.SIGSEGV, "signal"),
+        (0, "exit"),
+        (1, "exit"),
+    ],
 )
 def test_a_death_is_counted_by_what_its_exit_code_says(world, code, cause):
     world.die(world.loaded(), code=code)

@@ -131,6 +131,10 @@ class World:
         self.alive.remove(life)
         return self.do(self.pool.exited(life, code, words, self.now, cause=cause))
 
+    def crash(self, life: int) -> list[Effect]:
+        """Unlike a SIGKILL it came from inside: it counts against the worker, or the request that it ran."""
+        return self.die(life, "the worker crashed (SIGSEGV)", code=-signal.SIGSEGV)
+
     def leave(self, life: int) -> list[Effect]:
         """A worker that obeys an Unload."""
         return [*self.say(life, Bye()), *self.die(life, "exited")]

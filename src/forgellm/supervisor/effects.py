@@ -113,8 +113,9 @@ class Died:
 
     Causes: "hang" (found by the clocks), "memory" (above the hard limit) and "timeout" (a start or a load that took too
     long) were the supervisor's kills; "gpu_oom": the GPU's memory ran out, says its log; "load_error": its model cannot
-    be loaded; "killed": a SIGKILL from outside, or the system's for want of memory; "signal": any other signal, most
-    often a crash; "exit": it ended by itself."""
+    be loaded; "oom": the kernel killed it for want of memory, and counted that; "killed": a SIGKILL or SIGTERM from
+    outside, or the system's without a word; "signal": any other signal, most often a crash; "exit": it ended by
+    itself."""
 
     worker: str
     life: int

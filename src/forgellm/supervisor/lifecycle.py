@@ -27,7 +27,7 @@ from forgellm.states import HAS_PROCESS, WorkerState, check_move
 from forgellm.supervisor.clocks import DUMP_S
 from forgellm.supervisor.effects import Announce, Progressed, Send, Signal, Spawn
 from forgellm.supervisor.outbox import Outbox
-from forgellm.supervisor.restart import RestartPolicy, shrunk
+from forgellm.supervisor.restart import Fault, RestartPolicy, shrunk
 from forgellm.supervisor.slots import LoadOrder, Slot, Spare
 
 _S = WorkerState
@@ -85,6 +85,7 @@ class Lifecycle:
     def forget(self, slot: Slot) -> None:
         """Before a start at a user's word: whatever went wrong before does not count."""
         slot.was_ready = slot.spawn_retried = slot.is_shrunk = False
+        slot.deaths.clear()
         slot.crashes.clear()
         self._spare_failures = 0
 
@@ -143,10 +144,11 @@ class Lifecycle:
 
     # Dying -----------------------------------------------------------------------------------------------------------
 
-    def exited(self, slot: Slot, order: LoadOrder, words: str, now: float, *, is_explained: bool = False) -> None:
+    def exited(self, slot: Slot, order: LoadOrder, words: str, now: float, fault: Fault) -> None:
         """The slot's process is gone: stopped as asked, or to be tried again, or given up.
 
-        `is_explained`: a request was found to blame, so neither this death nor the one before it counts."""
+        A request's `fault` takes back the death before this one, too: it was the same request's."""
+        is_explained = fault == "request"
         del self.slots[slot.life]
         self._doomed.pop(slot.life, None)
         slot.end_life()
@@ -164,11 +166,11 @@ class Lifecycle:
             self._give_up(slot, GpuOutOfMemory(words), now)
         elif slot.was_ready and is_explained:
             slot.restarts += 1
-            slot.crashes = slot.crashes[:-1]
+            slot.deaths, slot.crashes = slot.deaths[:-1], slot.crashes[:-1]
             self._move(slot, _S.BACKOFF, now, words)
             self.start_or_wait(slot, order, now, words)
         elif slot.was_ready:
-            self._crashed(slot, order, words, now)
+            self._died(slot, order, words, now, fault)
         elif slot.state is _S.STARTING and not slot.is_imported and not slot.spawn_retried:
             slot.spawn_retried = True  # once, silently: something outside killed it before it could say a word
             self._move(slot, _S.BACKOFF, now, words)
@@ -177,18 +179,20 @@ class Lifecycle:
             doing = "loading" if slot.state is _S.LOADING else "starting"
             self._give_up(slot, WorkerDied(f"{words}, while {doing}"), now)
 
-    def _crashed(self, slot: Slot, order: LoadOrder, words: str, now: float) -> None:
+    def _died(self, slot: Slot, order: LoadOrder, words: str, now: float, fault: Fault) -> None:
         if slot.death_cause == "gpu_oom":
             slot.is_shrunk = True  # as large as before, it would only run out again
             words += "; it goes on with half the batch and no prefix cache"
         slot.restarts += 1
-        slot.crashes = [*self._restart.recent(slot.crashes, now), now]
-        delay_s = self._restart.delay_s(slot.crashes)
-        if delay_s is None:
-            deaths = f"{len(slot.crashes)} deaths in {self._settings.crash_window_s:g} s; the last: {words}"
-            self._move(slot, _S.BACKOFF, now, words)
-            self._give_up(slot, WorkerDied(deaths), now)
-            return
+        slot.deaths = [*self._restart.recent(slot.deaths, now), now]
+        if fault == "worker":
+            slot.crashes = [*self._restart.recent(slot.crashes, now), now]
+            if len(slot.crashes) >= self._restart.budget:
+                deaths = f"{len(slot.crashes)} deaths in {self._settings.crash_window_s:g} s; the last: {words}"
+                self._move(slot, _S.BACKOFF, now, words)
+                self._give_up(slot, WorkerDied(deaths), now)
+                return
+        delay_s = self._restart.delay_s(slot.deaths)
         self._move(slot, _S.BACKOFF, now, words, now + delay_s)
         if delay_s == 0:
             self.start_or_wait(slot, order, now, words)

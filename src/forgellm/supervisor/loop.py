@@ -22,6 +22,7 @@ from forgellm.supervisor.effects import Deliver, Effect, Send, Signal, Spawn
 from forgellm.supervisor.memory import INTERVAL_S, TIGHT_INTERVAL_S, OomWatch, Sampler
 from forgellm.supervisor.pool import Pool
 from forgellm.supervisor.process import CONTEXT, Lost
+from forgellm.supervisor.slots import DeathCause
 from forgellm.supervisor.tally import Tally
 from forgellm.supervisor.watch import Watches
 
@@ -132,8 +133,9 @@ class Loop:
         now = time.monotonic()
         if now >= crew.next_check():
             for end in crew.reap(now):
-                words = self._oom.explain(end.exit_code) or end.words
-                self._carry_out(self._pool.exited(end.life, end.exit_code, words, now, cause=end.cause))
+                oom = self._oom.explain(end.exit_code)
+                cause: DeathCause = "oom" if oom else end.cause
+                self._carry_out(self._pool.exited(end.life, end.exit_code, oom or end.words, now, cause=cause))
             if pulses := crew.pulses():
                 self._carry_out(self._pool.pulse(pulses, now))
         if now >= self._pool.deadline():

@@ -26,7 +26,7 @@ from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.picture import picture
 from forgellm.supervisor.renewal import Renewal
 from forgellm.supervisor.requests import Requests
-from forgellm.supervisor.restart import cause_of_exit
+from forgellm.supervisor.restart import Fault, cause_of_exit
 from forgellm.supervisor.slots import DeathCause, LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 
@@ -190,14 +190,16 @@ class Pool:
         if slot is not None:
             model, words = self._models[slot.model], slot.death_words or words
             slot.death_cause = slot.death_cause or cause or cause_of_exit(exit_code)
-            if exit_code == -signal.SIGKILL and not slot.is_killed:
-                words += self._budget.suspicion(slot)
+            fault: Fault = "outside" if slot.death_cause == "killed" else "worker"
+            if fault == "outside" and exit_code == -signal.SIGKILL and (suspicion := self._budget.suspicion(slot)):
+                words, fault = words + suspicion, "worker"
             if slot.state in {_S.STOPPING, _S.DRAINING}:
                 model.freed_bytes += slot.footprint_bytes
             else:
                 self._out.do(Died(slot.name, life, slot.death_cause, words))
-            is_explained = self._requests.replay(model, slot, exit_code, words, now)
-            self._life.exited(slot, model.order, words, now, is_explained=is_explained)
+            if self._requests.replay(model, slot, words, now):
+                fault = "request"
+            self._life.exited(slot, model.order, words, now, fault)
             self._loads.settle(model, now)
             self._loads.admit(now)
         elif self._life.spare_exited(life):

@@ -15,7 +15,6 @@ from forgellm.supervisor.effects import Send
 from forgellm.supervisor.lifecycle import Lifecycle
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.replay import charge, is_quarantined
-from forgellm.supervisor.restart import FROM_OUTSIDE
 from forgellm.supervisor.slots import Asked, Model, Slot
 
 _S = WorkerState
@@ -136,7 +135,7 @@ class Requests:
         self._deadlines.watch(asked)
         self._out.do(Send(slot.life, Generate(replace(asked.request, resume=tuple(asked.tokens)))))
 
-    def replay(self, model: Model, slot: Slot, exit_code: int, words: str, now: float) -> bool:
+    def replay(self, model: Model, slot: Slot, words: str, now: float) -> bool:
         """Queue what a dead worker was running, first in line and in its old order; end what is to blame for it, and
         what was aborted, which nobody waits for.
 
@@ -144,8 +143,8 @@ class Requests:
         left = [asked for request_id, asked in self.asked.items() if request_id in slot.requests]
         model.last_used = now if left else model.last_used
         slot.requests.clear()
-        at_work = [asked for asked in left if not asked.is_moving]  # the others were told to stop
-        charge(at_work, now, is_from_outside=exit_code in FROM_OUTSIDE and not slot.is_killed)
+        if slot.death_cause != "killed":
+            charge(asked for asked in left if not asked.is_moving)  # those were told to stop
         for asked in reversed(left):
             request_id = asked.request.request_id
             if asked.is_over:
@@ -196,7 +195,7 @@ class Requests:
         asked.tokens.extend(token_ids)
         asked.moved_at = now
         self._deadlines.watch(asked)
-        was_suspect, asked.blame = asked.is_suspect, 0
+        was_suspect, asked.crashes = asked.is_suspect, 0
         self.tell(request_id, chunk)
         if finish_reason is not None:
             self.ended(slot, request_id, now)

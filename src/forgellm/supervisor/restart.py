@@ -3,12 +3,16 @@
 import re
 import signal
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from forgellm.messages import EngineOptions
 from forgellm.supervisor.slots import DeathCause
 
-FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
-"""Exit codes of workers that somebody else ended, unless the supervisor did."""
+Fault = Literal["worker", "request", "outside"]
+"""Who is to blame for a death: the crash budget counts only the worker's own."""
+
+_FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
+"""Exit codes of workers that somebody else ended, unless the supervisor or the kernel did."""
 
 _GPU_OOM = re.compile(
     r"^.*\[metal(?:::\w+)?\].*(?:Insufficient Memory|GPU Timeout|Resource limit \(\d+\)).*$",
@@ -32,23 +36,21 @@ class RestartPolicy:
         """The deaths that still count."""
         return [death for death in deaths if now - death < self.window_s]
 
-    def delay_s(self, deaths: list[float]) -> float | None:
-        """Seconds to wait after the last of these recent deaths; None: the budget is spent."""
-        if len(deaths) >= self.budget:
-            return None
+    def delay_s(self, deaths: list[float]) -> float:
+        """Seconds to wait after the last of these recent deaths."""
         return 0.0 if len(deaths) <= 1 else min(self.max_s, self.initial_s * 2.0 ** (len(deaths) - 2))
 
 
 def cause_of_exit(exit_code: int) -> DeathCause:
-    """The cause of a death that the supervisor did not bring about."""
-    if exit_code == -signal.SIGKILL:
+    """The cause of a death that the supervisor did not bring about, as far as its exit code says."""
+    if exit_code in _FROM_OUTSIDE:
         return "killed"
     return "signal" if exit_code < 0 else "exit"
 
 
 def gpu_oom_line(exit_code: int, log: str) -> str:
     """The line of a dead worker's log that says that the GPU's memory ran out, or ""."""
-    found = None if exit_code == 0 or exit_code in FROM_OUTSIDE else _GPU_OOM.search(log)
+    found = None if exit_code == 0 or exit_code in _FROM_OUTSIDE else _GPU_OOM.search(log)
     return found[0].strip() if found else ""
 
 

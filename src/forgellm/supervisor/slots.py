@@ -10,7 +10,7 @@ from forgellm.messages import EngineName, EngineOptions, ModelInfo, ModelSource,
 from forgellm.states import WILL_SERVE, WorkerState
 from forgellm.supervisor.fair_queue import FairQueue
 
-DeathCause = Literal["hang", "memory", "gpu_oom", "timeout", "load_error", "killed", "signal", "exit"]
+DeathCause = Literal["hang", "memory", "gpu_oom", "timeout", "load_error", "oom", "killed", "signal", "exit"]
 """Why a process ended though nobody wanted it to, in one word."""
 
 
@@ -62,7 +62,8 @@ class Slot:
     is_termed: bool = False  # SIGTERM was sent, SIGKILL is next
     is_killed: bool = False
     failure: ForgeLLMError | None = None
-    crashes: list[float] = field(default_factory=list)
+    deaths: list[float] = field(default_factory=list)  # when, lately; those from outside too
+    crashes: list[float] = field(default_factory=list)  # the deaths among them that use up the crash budget
     requests: set[str] = field(default_factory=set)
     mlx_active_bytes: int = 0
     mlx_cache_bytes: int = 0
@@ -211,24 +212,21 @@ class Limits:
     total_s: float = math.inf
 
 
-SUSPICION = 5  # of blame: what one crash adds
-
-
 @dataclass(slots=True)
 class Asked:
     """A request that has not ended: queued (life 0) or running on a life.
 
-    `tokens` of its answer were delivered. `blame` grows with each death that it may have caused, and is forgotten with
-    its next token; until then it is a suspect. `is_moving`: its worker was told to let go of it; another goes on.
-    `is_aborted`: it was told to end, and its client awaits only that. `is_over`: it ended with an error, and only its
-    place is still taken. Instants: when it came (`asked_at`), was queued, was sent to a worker or got its last token
-    (`moved_at`), is next looked at by the deadlines (`wake_at`)."""
+    `tokens` of its answer were delivered. `crashes` are those that it may have caused since its last token.
+    `is_moving`: its worker was told to let go of it; another goes on. `is_aborted`: it was told to end, and its client
+    awaits only that. `is_over`: it ended with an error, and only its place is still taken. Instants: when it
+    came (`asked_at`), was queued, was sent to a worker or got its last token (`moved_at`), is next looked at by the
+    deadlines (`wake_at`)."""
 
     request: Request
     life: int = 0
     queued_at: float = 0.0
     tokens: list[int] = field(default_factory=list)
-    blame: int = 0
+    crashes: int = 0
     is_moving: bool = False
     is_aborted: bool = False
     is_over: bool = False
@@ -239,5 +237,5 @@ class Asked:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it must run alone: after a crash, or three kills from outside, since its last token."""
-        return self.blame >= SUSPICION
+        """Whether no other suspect may run beside it: see replay.py."""
+        return self.crashes > 0
