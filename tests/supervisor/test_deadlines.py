@@ -7,7 +7,7 @@ from world import World
 
 from forgellm.config import ModelConfig, Settings
 from forgellm.errors import QueueTimeout, RequestTimeout
-from forgellm.messages import Prefill, RequestFailed, Timeouts
+from forgellm.messages import Hello, Imported, Prefill, RequestFailed, Timeouts
 from forgellm.states import WorkerState
 from forgellm.supervisor import deadlines
 from forgellm.supervisor.slots import Limits
@@ -132,6 +132,30 @@ def test_waiting_for_a_place_has_its_own_limit_per_request() -> None:
     assert isinstance(world.news("usual"), QueueTimeout)
     world.wait(1e6)
     assert world.delivered("patient") == []
+
+
+def test_waits_for_a_worker_add_up_over_deaths_until_a_token_comes() -> None:
+    """Or a worker that is killed again and again would keep its clients for ever. A long prefill is no wait."""
+    world = World(queue_timeout_s=100)
+    world.loaded()
+    stuck, steady = ask(world, "stuck"), ask(world, "steady")
+    for _ in range(3):
+        world.wait(500)
+        respawn_takes(world, 30)
+        world.token(world.alive[0], steady)
+    assert world.resumed(stuck)[-1] == (world.alive[0], ())
+    world.wait(500)
+    respawn_takes(world, 30)
+    assert isinstance(world.news(stuck), QueueTimeout)
+    assert world.resumed(steady)[-1] == (world.alive[0], (1, 1, 1))
+
+
+def respawn_takes(world: World, seconds: float) -> None:
+    """A kill from outside, and the next life's load."""
+    world.die(world.alive[0])
+    world.say(world.alive[0], Hello(2), Imported())
+    world.wait(seconds)
+    world.ready(world.alive[0])
 
 
 def test_the_whole_time_counts_from_the_call_and_goes_on_through_a_death() -> None:

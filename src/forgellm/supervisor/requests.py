@@ -157,7 +157,10 @@ class Requests:
                 again = f"{words}, again while this request was running alone under suspicion; it is not run once more"
                 self._out.deliver(request_id, RequestCrashesWorker(again))
             else:
-                asked.life, asked.queued_at, asked.is_moving = 0, now, False
+                # Its waits for a worker add up until its next token: deaths without end do not keep it for ever.
+                waited_s = asked.moved_at - asked.queued_at if asked.deaths else 0.0
+                asked.life, asked.queued_at, asked.is_moving = 0, now - waited_s, False
+                asked.deaths += 1
                 model.moves += 1
                 model.queue.append_again(request_id)
                 self._deadlines.watch(asked)
@@ -195,7 +198,7 @@ class Requests:
         asked.tokens.extend(token_ids)
         asked.moved_at = now
         self._deadlines.watch(asked)
-        was_suspect, asked.crashes = asked.is_suspect, 0
+        was_suspect, asked.crashes, asked.deaths = asked.is_suspect, 0, 0
         self.tell(request_id, chunk)
         if finish_reason is not None:
             self.ended(slot, request_id, now)

@@ -216,7 +216,7 @@ class Limits:
 class Asked:
     """A request that has not ended: queued (life 0) or running on a life.
 
-    `tokens` of its answer were delivered. `crashes` are those that it may have caused since its last token.
+    `tokens` of its answer were delivered. `deaths` under it since the last one; `crashes` that it may have caused.
     `is_moving`: its worker was told to let go of it; another goes on. `is_aborted`: it was told to end, and its client
     awaits only that. `is_over`: it ended with an error, and only its place is still taken. Instants: when it
     came (`asked_at`), was queued, was sent to a worker or got its last token (`moved_at`), is next looked at by the
@@ -226,6 +226,7 @@ class Asked:
     life: int = 0
     queued_at: float = 0.0
     tokens: list[int] = field(default_factory=list)
+    deaths: int = 0
     crashes: int = 0
     is_moving: bool = False
     is_aborted: bool = False
