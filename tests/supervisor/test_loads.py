@@ -143,6 +143,9 @@ def test_a_model_that_nobody_waits_for_any_more_is_not_loaded() -> None:
     waiting = machine.ask("b", queue_s=5.0)
     machine.wait(5)
     assert isinstance(machine.news(waiting), QueueTimeout)
+    machine.ask("b")
+    machine.drain("b", timeout_s=0)
+    assert machine.states() == {"a": S.READY}
     machine.token(life, running, finish="stop")
     assert machine.states() == {"a": S.READY}
 

@@ -109,6 +109,7 @@ class Pool:
         """Have a model (None: the whole pool) take nothing new, and finish what it has within `timeout_s`; the rest is
         aborted. The ticket gets Drained."""
         self._drains.begin(name, ticket, timeout_s, now)
+        self._loads.admit(now)
         return self._out.take()
 
     def resume(self, name: str | None, now: float) -> list[Effect]:
