@@ -6,7 +6,7 @@
     │   ├── ContextLengthExceeded    prompt and answer do not fit the model's context
     │   ├── TemplateError            the model's chat template refused the messages
     │   ├── PayloadTooLarge          the body is larger than the server takes
-    │   ├── RequestCrashesWorker     a worker died under it, and died again when it was run again
+    │   ├── RequestCrashesWorker     a worker crashed under it, and again when it was run again
     │   └── Unsupported              a known parameter that this model or engine cannot honour
     ├── NotFound                     a name that is not known
     │   ├── ModelNotFound
