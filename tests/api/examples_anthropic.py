@@ -16,7 +16,8 @@ def _tools(name: str, value: Any) -> Check:
 
 def _thinks(body: Any) -> bool:
     (request,) = body.to_requests()
-    return (request.template_options, request.thinking_budget) == ({"enable_thinking": True}, 7)
+    wanted = (request.template_options, request.thinking_budget) == ({"enable_thinking": True}, 7)
+    return wanted and not body.shows_thinking
 
 
 CONVERSATION = [
@@ -25,6 +26,7 @@ CONVERSATION = [
         "role": "assistant",
         "content": [
             {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "redacted_thinking", "data": "Em8K"},
             {"type": "text", "text": "so"},
             {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
         ],
@@ -58,7 +60,7 @@ PROMPT: dict[str, tuple[Any, Check]] = {
     ),
     "tools": ([OWN_TOOL], _tools("functions", (TOOL,))),
     "tool_choice": ({"type": "tool", "name": "f"}, _tools("name", "f")),
-    "thinking": ({"type": "enabled", "budget_tokens": 7}, _thinks),
+    "thinking": ({"type": "enabled", "budget_tokens": 7, "display": "omitted"}, _thinks),
     "context_management": (
         {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         lambda body: body.context_management is not None,

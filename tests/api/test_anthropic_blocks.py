@@ -23,8 +23,8 @@ CONTENT = [
 ]
 
 
-def said(*tokens: Token) -> tuple[Blocks, list[dict[str, Any]]]:
-    blocks = Blocks()
+def said(*tokens: Token, shows_thinking: bool = True) -> tuple[Blocks, list[dict[str, Any]]]:
+    blocks = Blocks(shows_thinking=shows_thinking)
     found = [event for token in tokens for event in blocks.add(token)]
     return blocks, [*found, *blocks.end()]
 
@@ -33,6 +33,12 @@ def test_thinking_text_and_calls_are_blocks_in_their_order():
     blocks, _ = said(*TOKENS)
     assert blocks.content == CONTENT
     assert blocks.stop_sequence == "END"
+
+
+def test_thinking_that_is_not_to_be_shown_leaves_an_empty_block():
+    blocks, found = said(*TOKENS, shows_thinking=False)
+    assert blocks.content == [{"type": "thinking", "thinking": "", "signature": ""}, *CONTENT[1:]]
+    assert not any(event.get("delta", {}).get("type") == "thinking_delta" for event in found)
 
 
 def test_one_block_is_open_at_a_time_and_each_is_closed():

@@ -44,7 +44,7 @@ def messages() -> Response:
     _check_version()
     body = read(MessagesBody)
     running = answers.begin(body.to_requests(), body.names)
-    blocks = Blocks()
+    blocks = Blocks(shows_thinking=body.shows_thinking)
     if body.stream:
         frames = _frames(running, blocks, body)
         return answers.stream(running, frames, mimetype=sse.MIMETYPE, failure=_error_event, ping=PING)
@@ -150,8 +150,9 @@ class Blocks:
     One block is open at a time: text after thinking ends the thinking, a call ends the text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_thinking: bool = True) -> None:
         self.content: list[dict[str, Any]] = []
+        self._shows_thinking = shows_thinking  # else its block stays empty
         self.stop_sequence: str | None = None
         self._kind: str | None = None  # of the open block
         self._call: int | None = None  # its number among the calls, if it is one
@@ -160,7 +161,7 @@ class Blocks:
     def add(self, token: Token) -> Iterator[Event]:
         for part in token.parts or ():
             if isinstance(part, Reasoning):
-                yield from self._grow("thinking", "thinking", part.text, signature="")
+                yield from self._grow("thinking", "thinking", part.text if self._shows_thinking else "", signature="")
         if token.text:
             yield from self._grow("text", "text", token.text)
         for part in token.parts or ():
@@ -182,8 +183,9 @@ class Blocks:
     def _grow(self, kind: str, name: str, text: str, **more: str) -> Iterator[Event]:
         if self._kind != kind:
             yield from self._open(kind, {name: "", **more})
-        self.content[-1][name] += text
-        yield self._delta({"type": f"{kind}_delta", name: text})
+        if text:
+            self.content[-1][name] += text
+            yield self._delta({"type": f"{kind}_delta", name: text})
 
     def _called(self, part: inner.ToolCall) -> Iterator[Event]:
         if self._call != part.index:

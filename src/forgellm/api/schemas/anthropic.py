@@ -39,6 +39,12 @@ class Thinking(_Block, frozen=True, kw_only=True, tag="thinking"):
     signature: str = ""
 
 
+class RedactedThinking(_Block, frozen=True, kw_only=True, tag="redacted_thinking"):
+    """Thinking of an earlier answer that only Anthropic can read; it is left out."""
+
+    data: str
+
+
 class ToolUse(_Block, frozen=True, kw_only=True, tag="tool_use"):
     """A call that the model made in an earlier answer; `caller` and `toolset_name` come back as they were sent."""
 
@@ -66,7 +72,7 @@ class ToolResult(_Block, frozen=True, kw_only=True, tag="tool_result"):
     toolset_name: None = None
 
 
-Content = str | tuple[Text | Thinking | ToolUse | ToolResult | Unread | Document, ...]
+Content = str | tuple[Text | Thinking | RedactedThinking | ToolUse | ToolResult | Unread | Document, ...]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,6 +108,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 case Thinking(thinking=thought):
                     _only_of("assistant", self.role, where, "thinking")
                     also["reasoning_content"] = also.get("reasoning_content", "") + thought
+                case RedactedThinking():
+                    _only_of("assistant", self.role, where, "redacted_thinking")
                 case _:
                     raise _unread(where)
         if texts or also or not has_results:
@@ -134,10 +142,11 @@ class ToolChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ThinkingChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether the model thinks before it answers."""
+    """Whether the model thinks before it answers. `display`: whether the answer has the thoughts, or an empty block."""
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Tokens | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +207,7 @@ class CountBody(Body, frozen=True, kw_only=True):
         honoured(
             "`enabled`, `adaptive` and `disabled`: given to the chat template as `enable_thinking`; `enabled` is "
             "refused where it has no such word, `adaptive` leaves it to the model; `budget_tokens`: so many tokens of "
-            "thinking, then its end is forced"
+            "thinking, then its end is forced; `display`: `summarized` sends it whole, `omitted` an empty block"
         ),
     ] = None
     output_config: Annotated[
@@ -226,6 +235,10 @@ class CountBody(Body, frozen=True, kw_only=True):
             self.context_management.check()
         if self._thinking_budget is not None and self.thinking is not None and self.thinking.type != "enabled":
             raise invalid("thinking.budget_tokens", f'needs the type "enabled", not "{self.thinking.type}"')
+
+    @property
+    def shows_thinking(self) -> bool:
+        return self.thinking is None or self.thinking.display != "omitted"
 
     @property
     def _thinking_budget(self) -> int | None:
