@@ -272,8 +272,14 @@ def test_the_events_of_a_response_build_what_its_last_event_holds(api):
 
 
 def test_a_response_that_fails_ends_with_one_error_event(api):
-    *_, last = events(respond(api, model="fails", stream=True))
+    *before, failed, last = events(respond(api, model="fails", stream=True))
     assert (last["type"], last["code"]) == ("error", "generation_failed")
+    assert failed["type"] == "response.failed"
+    response = failed["response"]
+    assert (response["status"], response["error"]["code"]) == ("failed", "generation_failed")
+    text = "".join(event["delta"] for event in before if event["type"] == "response.output_text.delta")
+    assert [(item["status"], item["content"][0]["text"]) for item in response["output"]] == [("incomplete", text)]
+    assert not {"error", "response.failed", "response.output_item.done"} & {event["type"] for event in before}
 
 
 # Embeddings ----------------------------------------------------------------------------------------------------------

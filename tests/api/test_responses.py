@@ -1,6 +1,7 @@
 """What a response's events and items are, token by token: reasoning, text and calls in any order."""
 
 import copy
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forgellm.api.openai.responses import Output
+from forgellm.api.errors import Problem
+from forgellm.api.openai.responses import Numbers, Output, failed
 from forgellm.api.schemas import openai_answers as out
 from forgellm.messages import Reasoning, ToolCall
 from forgellm.supervisor.generation import Token
@@ -16,8 +18,8 @@ from forgellm.supervisor.generation import Token
 TEXTS = st.text(min_size=1, max_size=5)
 
 
-def output(namespaced: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> Output:
-    response = out.Response(
+def begun() -> out.Response:
+    return out.Response(
         **dict.fromkeys(("instructions", "max_output_tokens")),
         **dict.fromkeys(("temperature", "top_p", "top_logprobs", "created_at"), 0),
         text={},
@@ -29,7 +31,10 @@ def output(namespaced: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> 
         tools=[],
         tool_choice="auto",
     )
-    return Output(response, namespaced)
+
+
+def output(namespaced: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> Output:
+    return Output(begun(), namespaced)
 
 
 def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,6 +102,18 @@ def test_an_answer_of_nothing_is_an_empty_message() -> None:
     first, *_ = made.end("completed")
     assert first["type"] == "response.output_item.added"
     assert made.items[0]["content"][0]["text"] == ""
+
+
+def test_a_response_that_fails_before_its_first_token_was_created_all_the_same() -> None:
+    """A client's library wants to know of a response before it hears how it ended."""
+    response = begun()
+    frames = failed(Problem(500, "generation_failed", "no"), response, Output(response), Numbers())
+    found = [json.loads(line.removeprefix("data: ")) for line in frames.decode().splitlines() if line[:5] == "data:"]
+    names = [event["type"] for event in found]
+    assert names == ["response.created", "response.in_progress", "response.failed", "error"]
+    assert [event["response"]["status"] for event in found[:3]] == ["in_progress", "in_progress", "failed"]
+    assert found[2]["response"]["error"] == {"code": "generation_failed", "message": "no"}
+    assert found[2]["response"]["output"] == []
 
 
 def test_a_call_of_a_function_in_a_namespace_comes_back_with_the_two_apart():

@@ -33,14 +33,15 @@ def responses() -> Response:
             running,
             _frames(running, response, output, numbers),
             mimetype=sse.MIMETYPE,
-            failure=lambda problem: numbers.frame(_error(problem)),
+            failure=lambda problem: failed(problem, response, output, numbers),
             ping=sse.PING,
         )
     for _, token in running.pieces():
         if token is not None:
             for _event in output.add(token):
                 pass  # the events of a stream: the items they build are what is wanted here
-    _end(response, output, running.generations[0])
+    generation = running.generations[0]
+    _end(response, output, generation, answers.finish_reason(generation))
     return json_response(response)
 
 
@@ -50,6 +51,10 @@ class Numbers:
     def __init__(self) -> None:
         self._next = 0
 
+    @property
+    def is_first(self) -> bool:
+        return self._next == 0
+
     def frame(self, event: Event) -> bytes:
         number = self._next
         self._next += 1
@@ -57,22 +62,32 @@ class Numbers:
 
 
 def _frames(running: Answers, response: out.Response, output: "Output", numbers: Numbers) -> Iterator[bytes]:
-    opening = b"".join(
-        numbers.frame({"type": f"response.{word}", "response": response}) for word in ("created", "in_progress")
-    )
     for batch in running.batches():
         tokens = [token for _, token in batch if token is not None]
-        frames = b"".join(numbers.frame(event) for token in tokens for event in output.add(token))
-        if frames and opening:
-            frames, opening = opening + frames, b""
-        yield frames
-    closing = b"".join(numbers.frame(event) for event in _end(response, output, running.generations[0]))
-    word = response.status if response.status == "completed" else "incomplete"
-    yield opening + closing + numbers.frame({"type": f"response.{word}", "response": response})
+        opening = _opening(response, numbers) if tokens else b""
+        yield opening + b"".join(numbers.frame(event) for token in tokens for event in output.add(token))
+    generation = running.generations[0]
+    reason = answers.finish_reason(generation)  # or it raises, and nothing more is said but failed()
+    opening = _opening(response, numbers)
+    closing = b"".join(map(numbers.frame, _end(response, output, generation, reason)))
+    yield opening + closing + numbers.frame({"type": f"response.{response.status}", "response": response})
 
 
-def _error(problem: Problem) -> Event:
-    return {"type": "error", "code": problem.code, "message": problem.message, "param": problem.field}
+def _opening(response: out.Response, numbers: Numbers) -> bytes:
+    """What a stream begins with, if it has not begun."""
+    words = ("created", "in_progress") if numbers.is_first else ()
+    return b"".join(numbers.frame({"type": f"response.{word}", "response": response}) for word in words)
+
+
+def failed(problem: Problem, response: out.Response, output: "Output", numbers: Numbers) -> bytes:
+    """How a stream that broke ends: the response that failed, which Codex looks for, then the error."""
+    opening = _opening(response, numbers)
+    for _event in output.end("incomplete") if output.items else ():
+        pass  # its item is left as it is: nobody is told that it is done
+    response.status, response.error = "failed", {"code": problem.code, "message": problem.message}
+    end = numbers.frame({"type": "response.failed", "response": response})
+    error = {"type": "error", "code": problem.code, "message": problem.message, "param": problem.field}
+    return opening + end + numbers.frame(error)
 
 
 def _started(body: ResponseBody, generation: Generation) -> out.Response:
@@ -95,9 +110,8 @@ def _started(body: ResponseBody, generation: Generation) -> out.Response:
     )
 
 
-def _end(response: out.Response, output: "Output", generation: Generation) -> list[Event]:
+def _end(response: out.Response, output: "Output", generation: Generation, reason: str) -> list[Event]:
     """Fill in what is known at the end; the events that close the last item."""
-    reason = answers.finish_reason(generation)
     status = "incomplete" if reason == "length" else "completed"
     closing = list(output.end(status))
     response.status = status

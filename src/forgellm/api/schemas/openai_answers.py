@@ -196,7 +196,7 @@ class Response(Answer):
     output: list[dict[str, Any]] = []
     usage: ResponseUsage | None = None
     incomplete_details: dict[str, str] | None = None
-    error: None = None
+    error: dict[str, str] | None = None
     previous_response_id: None = None
     store: bool = False
     background: bool = False
