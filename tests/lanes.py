@@ -11,7 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-E2E = tuple(f"tests/e2e/test_{each}.py" for each in ("litellm", "seeds", "openai_client"))
+E2E = tuple(
+    f"tests/e2e/test_{each}.py" for each in ("litellm", "seeds", "openai_client", "anthropic_client", "ollama_client")
+)
 WORKERS = ("tests/supervisor", "tests/chaos", *E2E)
 WAITING = ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull", "chaos/test_replay")
 BESIDE = tuple(f"tests/{each}.py" for each in WAITING)  # for processes and loads, mostly: a third fits on two cores
