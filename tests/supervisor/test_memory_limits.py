@@ -1,5 +1,6 @@
 """Memory with real workers: the echo engine allocates what it is told to, under a small budget."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from pools import DEADLINE_S, StartPool, wait_until
 
 from forgellm import Supervisor
-from forgellm.errors import ForgeLLMError, InsufficientMemory
+from forgellm.errors import ForgeLLMError, InsufficientMemory, RequestCrashesWorker
 from forgellm.states import WorkerState
-from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor import WorkerStatus, loop
+from forgellm.supervisor.effects import Died
+from forgellm.supervisor.memory import OomWatch
 from invariants import bystander
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
@@ -204,3 +207,21 @@ def test_chaos_026_a_worker_that_the_kernel_kills_for_memory_is_described_as_suc
     command = [sys.executable, "-c", IN_A_CGROUP, os.environ["TEST_CGROUP"], str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "out of memory (oom_kill" in run.stdout, run.stderr
+
+
+def test_chaos_026_a_request_under_which_the_kernel_kills_for_memory_twice_is_ended(
+    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's count is played here, and its kills; the cause is in the watch, the words in the error."""
+    kills = itertools.count()
+    monkeypatch.setattr(loop, "OomWatch", lambda: OomWatch(lambda: next(kills)))
+    pool = start_pool({"spare": False, "backoff_max_s": 0.0}, e={"prefill_s": 60.0})
+    pool.load("e")
+    with pool.watch() as watch:
+        generation = pool.generate("e", "one two")
+        for life in (1, 2):
+            wait_until(lambda life=life: (worker(pool, "e").life, worker(pool, "e").in_flight) == (life, 1))  # type: ignore[misc]
+            os.kill(worker(pool, "e").pid or 0, signal.SIGKILL)
+        with pytest.raises(RequestCrashesWorker, match="out of memory"):
+            generation.result()
+        assert [each.cause for each in watch.take(1) if isinstance(each, Died)] == ["oom"] * 2
