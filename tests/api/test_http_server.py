@@ -95,7 +95,7 @@ def test_localhost_is_reached_as_127_0_0_1():
     server.stop()
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read():
+def test_chaos_061_a_body_over_the_limit_is_refused_before_it_is_read():
     """The client only announces a gigabyte; the answer comes without waiting for it."""
     with serving(echo_app(), max_request_bytes=1000) as server, connect(server) as sock:
         sock.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nxx")
@@ -110,20 +110,20 @@ def test_a_body_of_just_the_limit_is_taken_and_one_byte_more_is_not():
         assert httpx2.post(f"{server.url}/length", content=b"x" * 1001).status_code == 413
 
 
-def test_a_chunked_body_over_the_limit_is_cut_off():
+def test_chaos_061_a_chunked_body_over_the_limit_is_cut_off():
     with serving(echo_app(), max_request_bytes=1000) as server, connect(server) as sock:
         sock.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         sock.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
         assert read_all(sock).startswith(b"HTTP/1.1 413")
 
 
-def test_headers_without_end_are_refused():
+def test_chaos_061_headers_without_end_are_refused():
     with serving(echo_app()) as server, connect(server) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 270_000 + b"\r\n\r\n")
         assert read_all(sock).startswith((b"HTTP/1.0 431", b"HTTP/1.1 431"))
 
 
-def test_garbage_is_a_json_error():
+def test_chaos_066_garbage_is_a_json_error():
     with serving(echo_app()) as server, connect(server) as sock:
         sock.sendall(b"nonsense\r\n\r\n")
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
@@ -131,7 +131,7 @@ def test_garbage_is_a_json_error():
     assert json.loads(body)["success"] is False
 
 
-def test_a_request_that_drips_in_is_cut_off_and_others_are_served(monkeypatch):
+def test_chaos_062_a_request_that_drips_in_is_cut_off_and_others_are_served(monkeypatch):
     monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.2)
     with serving(echo_app()) as server, connect(server) as slow:
         slow.sendall(b"GET / HT")
@@ -139,7 +139,7 @@ def test_a_request_that_drips_in_is_cut_off_and_others_are_served(monkeypatch):
         assert read_all(slow) == b""
 
 
-def test_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed(monkeypatch):
+def test_chaos_063_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed(monkeypatch):
     """Otherwise it would hold a thread, and a place in the batch, for ever."""
     monkeypatch.setattr(http_server, "SLOW_CONSUMER_TIMEOUT_S", 0.3)
     closed = threading.Event()
@@ -158,7 +158,7 @@ def test_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed(monkeypat
         assert closed.wait(10)
 
 
-def test_an_app_can_ask_whether_its_client_has_left():
+def test_chaos_065_an_app_can_ask_whether_its_client_has_left():
     started, seen = threading.Event(), threading.Event()
     app = Flask(__name__)
 
@@ -180,7 +180,7 @@ def test_an_app_can_ask_whether_its_client_has_left():
         assert seen.wait(5)
 
 
-def test_a_head_request_has_no_body():
+def test_chaos_066_a_head_request_has_no_body():
     with serving(echo_app()) as server, connect(server) as sock:
         sock.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
@@ -188,7 +188,7 @@ def test_a_head_request_has_no_body():
     assert body == b""
 
 
-def test_pipelined_requests_are_answered_in_order():
+def test_chaos_066_pipelined_requests_are_answered_in_order():
     with serving(echo_app()) as server, connect(server) as sock:
         one = b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
         two = b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nxx"

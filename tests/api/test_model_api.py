@@ -102,7 +102,7 @@ def test_every_write_of_a_stream_holds_whole_lines(api):
     assert all(json.loads(line) for piece in pieces for line in piece.splitlines())
 
 
-def test_output_of_a_malicious_model_stays_inside_its_json_strings(api):
+def test_chaos_092_output_of_a_malicious_model_stays_inside_its_json_strings(api):
     events = api.events(model="nasty")
     assert "".join(event["text"] for event in events[:-1]) == NASTY
     assert api.generate(model="nasty").json()["text"] == NASTY
@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_loaded_gives_its_requests_the_loads_own_error(ap
 
 
 @pytest.mark.parametrize(("model", "stream"), list(itertools.product(["slow", "prefill"], [True, False])))
-def test_a_client_that_leaves_ends_its_generation(api, model, stream):
+def test_chaos_064_065_a_client_that_leaves_ends_its_generation(api, model, stream):
     """In prefill and in a whole answer nothing is written, so no write can fail: the loop must ask. Left alone, each
     would go on for more than a minute."""
     with socket.create_connection(api.server.address) as sock:
@@ -171,7 +171,7 @@ def test_a_client_that_leaves_ends_its_generation(api, model, stream):
     wait_until(lambda: api.status(model)["in_flight"] == 0)
 
 
-def test_more_requests_than_max_streams_get_503_and_status_still_answers(tmp_path):
+def test_chaos_069_more_requests_than_max_streams_get_503_and_status_still_answers(tmp_path):
     with live(tmp_path, {"slow": {"prefill_s": 60.0}}, max_streams=2) as api:
         api.load("slow")
         with socket.create_connection(api.server.address) as one, socket.create_connection(api.server.address) as two:
@@ -264,7 +264,7 @@ def test_a_name_that_does_not_exist_is_404(api):
 
 
 @pytest.mark.parametrize("name", ["../../etc", "..\\x", "a\x00b", "x" * 10_000, "%2e%2e/x", "\u2024\u2024/x", ""])
-def test_a_hostile_name_is_refused(api, name):
+def test_chaos_057_a_hostile_name_is_refused(api, name):
     response = api.http.post("/api/model/load", json={"model": name})
     assert response.status_code in {400, 404}
     assert response.json()["success"] is False

@@ -60,7 +60,7 @@ def test_an_unknown_field_is_named_and_the_accepted_ones_are_listed():
 
 
 @pytest.mark.parametrize("cls", [GenerateBody, LoadBody, UnloadBody])
-def test_no_body_can_ask_for_remote_code(cls):
+def test_chaos_054_no_body_can_ask_for_remote_code(cls):
     with pytest.raises(InvalidRequest, match="never run") as caught:
         cls.decode(b'{"trust_remote_code": true}', JSON)
     assert caught.value.field == "trust_remote_code"
@@ -95,7 +95,7 @@ def test_no_body_can_ask_for_remote_code(cls):
         ("model", '"' + "m" * 10_000 + '"'),
     ],
 )
-def test_a_value_out_of_bounds_is_refused_by_name(field, value):
+def test_chaos_059_a_value_out_of_bounds_is_refused_by_name(field, value):
     with pytest.raises(InvalidRequest) as caught:
         generate(f'{{"prompt": "hi", "{field}": {value}}}')
     assert caught.value.field == field
@@ -121,7 +121,7 @@ def test_a_mistake_deep_in_the_body_is_found_by_its_path(body, field):
     assert caught.value.field == field
 
 
-def test_an_empty_prompt_has_a_code_of_its_own():
+def test_chaos_060_an_empty_prompt_has_a_code_of_its_own():
     with pytest.raises(EmptyPrompt) as caught:
         generate('{"prompt": ""}')
     assert (caught.value.code, caught.value.field) == ("empty", "prompt")
@@ -147,13 +147,13 @@ def test_an_empty_prompt_has_a_code_of_its_own():
         (b"\x1f\x8b\x08\x00", "not UTF-8"),
     ],
 )
-def test_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place(raw, says):
+def test_chaos_058_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place(raw, says):
     with pytest.raises(InvalidRequest, match=says):
         generate(raw)
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded"])
-def test_only_json_is_read(content_type):
+def test_chaos_058_only_json_is_read(content_type):
     """A web page can post text/plain to any server without asking; it cannot post JSON."""
     with pytest.raises(InvalidRequest, match="application/json"):
         GenerateBody.decode(b'{"prompt": "hi"}', content_type)
@@ -163,7 +163,7 @@ def test_a_charset_after_the_content_type_is_fine():
     assert GenerateBody.decode(b'{"prompt": "hi"}', "application/JSON; charset=utf-8").prompt == "hi"
 
 
-def test_a_compressed_body_is_refused_unread():
+def test_chaos_061_a_compressed_body_is_refused_unread():
     with pytest.raises(InvalidRequest, match="gzip"):
         GenerateBody.decode(b"bomb", JSON, "gzip")
 

@@ -33,7 +33,7 @@ def test_loopback_names_are_answered(host):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:5001", "localhost.evil.example", "[::2]:5001", "[", "@"]
 )
-def test_a_name_that_was_rebound_to_this_machine_is_not(host):
+def test_chaos_091_a_name_that_was_rebound_to_this_machine_is_not(host):
     """A page on evil.example can point that name at 127.0.0.1, and would then be same-origin with this server."""
     response = call("GET", Host=host)
     assert (response.status_code, response.get_json()["code"]) == (403, "forbidden_host")
@@ -57,7 +57,7 @@ def test_a_proxy_on_this_machine_may_keep_its_name():
     assert call("GET", names=("*",), Host="anything.example").status_code == 200
 
 
-def test_no_other_origin_may_post_by_default():
+def test_chaos_091_no_other_origin_may_post_by_default():
     response = call("POST", Host="localhost:5001", Origin=PAGE)
     assert (response.status_code, response.get_json()["code"]) == (403, "forbidden_origin")
     assert "cors_origins" in response.get_json()["error"]

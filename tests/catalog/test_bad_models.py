@@ -189,7 +189,7 @@ BROKEN: dict[str, tuple[Break, type[ModelError], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_model_is_refused_by_name_in_under_a_second(
+def test_chaos_046_048_049_050_051_052_053_055_a_broken_model_is_refused_by_name_in_under_a_second(
     case: str, settings: Settings, root: Path, tmp_path: Path
 ) -> None:
     change, error, names = BROKEN[case]
@@ -218,7 +218,7 @@ def test_sizes_that_differ_from_layer_to_layer_are_taken(settings: Settings, roo
     assert resolve("x", settings).kind == "folder"
 
 
-def test_056_a_model_that_was_removed_is_not_found_the_next_time(settings: Settings, root: Path) -> None:
+def test_chaos_056_a_model_that_was_removed_is_not_found_the_next_time(settings: Settings, root: Path) -> None:
     folder = model_files.llama_folder(root / "x")
     resolve("x", settings)
     for file in folder.iterdir():
@@ -228,7 +228,7 @@ def test_056_a_model_that_was_removed_is_not_found_the_next_time(settings: Setti
         resolve("x", settings)
 
 
-def test_056_a_model_that_was_replaced_is_checked_again(settings: Settings, root: Path) -> None:
+def test_chaos_056_a_model_that_was_replaced_is_checked_again(settings: Settings, root: Path) -> None:
     file = root / "m.gguf"
     file.write_bytes(model_files.gguf(model_files.llama_metadata(), model_files.llama_tensors()))
     resolve("m.gguf", settings)

@@ -51,7 +51,7 @@ def test_a_damaged_gguf_header_gives_an_error_of_ours_or_a_sound_model(
 
 @bounded
 @given(changes=edits, cut=st.integers(0, 4000))
-def test_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one(
+def test_chaos_046_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one(
     changes: list[tuple[int, bytes]], cut: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.safetensors"

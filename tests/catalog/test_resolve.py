@@ -135,7 +135,7 @@ def test_an_absolute_path_to_no_model_says_no_more_than_a_missing_one(settings: 
     "name",
     ["../x", "a/../../x", "/models/../etc", "..\\x", "a\0b", "a\nb", "x" * 1025, "", "   ", "\ud800", "~nobody-here/x"],
 )
-def test_057_a_name_that_no_model_can_have_is_refused_before_the_disk_is_touched(
+def test_chaos_057_a_name_that_no_model_can_have_is_refused_before_the_disk_is_touched(
     name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -157,13 +157,13 @@ def test_057_a_name_that_only_looks_like_a_path_out_is_just_unknown(name: str, s
         resolve(name, settings)
 
 
-def test_057_a_link_out_of_models_dir_is_refused(settings: Settings, root: Path, tmp_path: Path) -> None:
+def test_chaos_057_a_link_out_of_models_dir_is_refused(settings: Settings, root: Path, tmp_path: Path) -> None:
     (root / "link").symlink_to(model_files.llama_folder(tmp_path / "outside"))
     with pytest.raises(InvalidRequest, match="link out of"):
         resolve("link", settings)
 
 
-def test_057_another_case_is_another_name(settings: Settings, root: Path) -> None:
+def test_chaos_057_another_case_is_another_name(settings: Settings, root: Path) -> None:
     """Also on a file system that ignores case: one model must not run under two names."""
     model_files.llama_folder(root / "Llama")
     with pytest.raises(ModelNotFound):

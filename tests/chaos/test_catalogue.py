@@ -20,7 +20,10 @@ MEMORY = "supervisor/test_memory_limits.py::"
 CHANNEL = "supervisor/test_channel.py::"
 ORPHANS = "supervisor/test_orphans.py::"
 JOURNAL = "supervisor/test_journal.py::"
-BAD = "catalog/test_bad_models.py::test_a_broken_model_is_refused_by_name_in_under_a_second"
+BAD = (
+    "catalog/test_bad_models.py::"
+    "test_chaos_046_048_049_050_051_052_053_055_a_broken_model_is_refused_by_name_in_under_a_second"
+)
 HTTP = "api/test_http_server.py::"
 API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
@@ -37,7 +40,7 @@ DAMAGED = (
     "test_chaos_012_047_a_worker_refuses_weights_that_are_damaged_or_not_the_ones_that_were_checked"
 )
 EXHAUSTION = "chaos/test_exhaustion.py::"
-GUARDIAN = f"{ORPHANS}test_a_killed_guardian_is_replaced_within_seconds"
+GUARDIAN = f"{ORPHANS}test_chaos_042_a_killed_guardian_is_replaced_within_seconds"
 SIGNALS = f"{FAULTS}test_chaos_009_015_a_signal_in_mid_stream_loses_and_repeats_no_token"
 NO_PYTHON = f"{FAULTS}test_chaos_002_003_an_interpreter_that_does_not_run_fails_the_load_after_two_tries"
 
@@ -58,18 +61,18 @@ ROWS: dict[int, Row] = {
         "SIGKILL in mid-load",
         f"{FAULTS}test_chaos_005_a_kill_in_mid_load_answers_whoever_waits_and_gives_the_memory_back",
     ),
-    6: ("SIGSEGV in mid-load", f"{SUPERVISOR}test_a_death_in_the_first_load_is_told_with_the_last_log_line"),
+    6: ("SIGSEGV in mid-load", f"{SUPERVISOR}test_chaos_006_a_death_in_the_first_load_is_told_with_the_last_log_line"),
     7: (
         "abort for want of GPU memory",
         f"{FAULTS}test_chaos_007_a_worker_without_gpu_memory_goes_on_smaller_and_fails_the_second_time",
-        "supervisor/test_restart.py::test_what_metal_says_before_an_abort_is_found_above_the_stacks",
+        "supervisor/test_restart.py::test_chaos_007_what_metal_says_before_an_abort_is_found_above_the_stacks",
     ),
     8: ("SIGKILL in prefill", f"{FAULTS}test_chaos_008_a_kill_in_prefill_costs_a_pause_and_no_answer"),
     9: (
         "SIGKILL in mid-stream",
         SIGNALS,
-        f"{SUPERVISOR}test_a_stream_goes_on_after_its_worker_is_killed",
-        "chaos/test_replay.py::test_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_killed",
+        f"{SUPERVISOR}test_chaos_009_a_stream_goes_on_after_its_worker_is_killed",
+        "chaos/test_replay.py::test_chaos_009_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_killed",
     ),
     10: (
         "SIGKILL in mid-message",
@@ -85,8 +88,8 @@ ROWS: dict[int, Row] = {
     13: ("exit 0 without a farewell", f"{POOL}test_chaos_013_an_exit_without_a_farewell_is_a_crash_whatever_its_code"),
     14: (
         "an exception in one request",
-        f"{FAULTS}test_an_error_is_told_once_and_the_worker_lives",
-        "worker/test_mlx_engine.py::test_an_exception_in_one_request_ends_only_that_request",
+        f"{FAULTS}test_chaos_014_an_error_is_told_once_and_the_worker_lives",
+        "worker/test_mlx_engine.py::test_chaos_014_an_exception_in_one_request_ends_only_that_request",
     ),
     15: ("SIGTERM by an operator", SIGNALS),
     16: (
@@ -111,25 +114,31 @@ ROWS: dict[int, Row] = {
         f"{HANGS}test_chaos_019_an_endless_chat_template_of_a_real_model",
         REAL_LIMITS,
     ),
-    20: ("unload and SIGTERM are ignored", f"{SUPERVISOR}test_a_worker_that_ignores_unload_and_sigterm_is_killed"),
+    20: (
+        "unload and SIGTERM are ignored",
+        f"{SUPERVISOR}test_chaos_020_a_worker_that_ignores_unload_and_sigterm_is_killed",
+    ),
     21: (
         "a model that crashes again and again",
-        f"{POOL}test_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed",
-        f"{POOL}test_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later",
+        f"{POOL}test_chaos_021_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed",
+        f"{POOL}test_chaos_021_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later",
     ),
     22: (
         "a poisoned request",
-        f"{SUPERVISOR}test_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole",
-        f"{POOL}test_poisoned_requests_do_not_use_up_the_crash_budget",
+        f"{SUPERVISOR}test_chaos_022_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole",
+        f"{POOL}test_chaos_022_poisoned_requests_do_not_use_up_the_crash_budget",
     ),
     23: (
         "eight workers killed at once",
         f"{FAULTS}test_chaos_023_eight_workers_killed_at_once_are_all_noticed_and_replaced",
     ),
-    24: ("a grandchild holds the pipes", f"{SUPERVISOR}test_a_grandchild_that_holds_the_pipes_does_not_hide_a_death"),
+    24: (
+        "a grandchild holds the pipes",
+        f"{SUPERVISOR}test_chaos_024_a_grandchild_that_holds_the_pipes_does_not_hide_a_death",
+    ),
     25: (
         "the channel is closed, the process lives",
-        f"{SUPERVISOR}test_a_worker_that_closes_its_channel_but_lives_is_killed",
+        f"{SUPERVISOR}test_chaos_025_a_worker_that_closes_its_channel_but_lives_is_killed",
     ),
     26: (
         "the kernel kills for memory",
@@ -165,18 +174,18 @@ ROWS: dict[int, Row] = {
     35: (
         "a length of two gigabytes; an older life",
         f"{CHANNEL}test_chaos_035_a_boastful_length_is_refused_without_the_memory_for_it",
-        f"{POOL}test_events_of_an_older_life_are_dropped",
+        f"{POOL}test_chaos_035_events_of_an_older_life_are_dropped",
     ),
     36: (
         "the supervisor's reader stalls",
         f"{HANGS}test_chaos_036_a_stalled_reader_holds_its_worker_back_and_kills_nobody",
     ),
-    37: ("a flood on stderr", f"{SUPERVISOR}test_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody"),
+    37: ("a flood on stderr", f"{SUPERVISOR}test_chaos_037_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody"),
     38: (
         "SIGKILL of the supervisor",
-        f"{ORPHANS}test_a_killed_supervisor_leaves_no_worker_and_no_guardian",
-        f"{ORPHANS}test_a_stopped_worker_dies_with_a_killed_supervisor",
-        f"{DAEMON}test_killing_the_daemon_leaves_nothing",
+        f"{ORPHANS}test_chaos_038_a_killed_supervisor_leaves_no_worker_and_no_guardian",
+        f"{ORPHANS}test_chaos_038_a_stopped_worker_dies_with_a_killed_supervisor",
+        f"{DAEMON}test_chaos_038_killing_the_daemon_leaves_nothing",
     ),
     39: (
         "SIGTERM of the daemon under load",
@@ -203,7 +212,7 @@ ROWS: dict[int, Row] = {
     46: (
         "broken safetensors headers",
         BAD,
-        "catalog/test_headers.py::test_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one",
+        "catalog/test_headers.py::test_chaos_046_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one",
     ),
     47: (
         "weights with flipped bits",
@@ -215,64 +224,67 @@ ROWS: dict[int, Row] = {
     48: ("a broken config.json", BAD),
     49: ("impossible sizes in the config", BAD),
     50: ("a million layers", BAD),
-    51: ("a config that names code", BAD, "worker/test_mlx_load.py::test_no_code_of_a_model_folder_runs"),
+    51: ("a config that names code", BAD, "worker/test_mlx_load.py::test_chaos_051_no_code_of_a_model_folder_runs"),
     52: ("a tokenizer that names code", BAD),
     53: ("weights that are a pickle", BAD),
-    54: ("a request that asks to trust remote code", f"{SCHEMAS}test_no_body_can_ask_for_remote_code"),
+    54: ("a request that asks to trust remote code", f"{SCHEMAS}test_chaos_054_no_body_can_ask_for_remote_code"),
     55: (
         "a broken tokenizer or template",
         BAD,
-        "worker/test_prompt.py::test_what_the_template_refuses_is_the_callers_error",
+        "worker/test_prompt.py::test_chaos_055_what_the_template_refuses_is_the_callers_error",
     ),
     56: (
         "a model removed while it is loaded",
-        "catalog/test_bad_models.py::test_056_a_model_that_was_removed_is_not_found_the_next_time",
-        "catalog/test_bad_models.py::test_056_a_model_that_was_replaced_is_checked_again",
+        "catalog/test_bad_models.py::test_chaos_056_a_model_that_was_removed_is_not_found_the_next_time",
+        "catalog/test_bad_models.py::test_chaos_056_a_model_that_was_replaced_is_checked_again",
     ),
     57: (
         "names that climb out of their folder",
-        "catalog/test_resolve.py::test_057_a_name_that_no_model_can_have_is_refused_before_the_disk_is_touched",
-        "catalog/test_resolve.py::test_057_a_link_out_of_models_dir_is_refused",
-        "catalog/test_resolve.py::test_057_another_case_is_another_name",
-        f"{API}test_a_hostile_name_is_refused",
+        "catalog/test_resolve.py::test_chaos_057_a_name_that_no_model_can_have_is_refused_before_the_disk_is_touched",
+        "catalog/test_resolve.py::test_chaos_057_a_link_out_of_models_dir_is_refused",
+        "catalog/test_resolve.py::test_chaos_057_another_case_is_another_name",
+        f"{API}test_chaos_057_a_hostile_name_is_refused",
     ),
     58: (
         "bodies that are not one clean JSON object",
-        f"{SCHEMAS}test_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place",
-        f"{SCHEMAS}test_only_json_is_read",
+        f"{SCHEMAS}test_chaos_058_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place",
+        f"{SCHEMAS}test_chaos_058_only_json_is_read",
     ),
     59: (
         "parameters out of bounds",
-        f"{SCHEMAS}test_a_value_out_of_bounds_is_refused_by_name",
-        f"{SUPERVISOR}test_a_parameter_that_cannot_be_is_refused_by_name",
+        f"{SCHEMAS}test_chaos_059_a_value_out_of_bounds_is_refused_by_name",
+        f"{SUPERVISOR}test_chaos_059_a_parameter_that_cannot_be_is_refused_by_name",
     ),
     60: (
         "empty, huge and broken prompts",
-        f"{SCHEMAS}test_an_empty_prompt_has_a_code_of_its_own",
-        "worker/test_prompt.py::test_text_that_cannot_fit_is_refused_before_it_is_tokenized",
-        "worker/test_prompt.py::test_half_a_surrogate_pair_is_refused",
-        "worker/test_prompt.py::test_a_control_token_written_in_a_message_stays_plain_text",
+        f"{SCHEMAS}test_chaos_060_an_empty_prompt_has_a_code_of_its_own",
+        "worker/test_prompt.py::test_chaos_060_text_that_cannot_fit_is_refused_before_it_is_tokenized",
+        "worker/test_prompt.py::test_chaos_060_half_a_surrogate_pair_is_refused",
+        "worker/test_prompt.py::test_chaos_060_a_control_token_written_in_a_message_stays_plain_text",
     ),
     61: (
         "lengths that lie, bombs, endless headers",
-        f"{HTTP}test_a_body_over_the_limit_is_refused_before_it_is_read",
-        f"{HTTP}test_a_chunked_body_over_the_limit_is_cut_off",
-        f"{HTTP}test_headers_without_end_are_refused",
-        f"{SCHEMAS}test_a_compressed_body_is_refused_unread",
+        f"{HTTP}test_chaos_061_a_body_over_the_limit_is_refused_before_it_is_read",
+        f"{HTTP}test_chaos_061_a_chunked_body_over_the_limit_is_cut_off",
+        f"{HTTP}test_chaos_061_headers_without_end_are_refused",
+        f"{SCHEMAS}test_chaos_061_a_compressed_body_is_refused_unread",
     ),
-    62: ("a request that drips in", f"{HTTP}test_a_request_that_drips_in_is_cut_off_and_others_are_served"),
-    63: ("a client that does not read", f"{HTTP}test_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed"),
-    64: ("a client leaves in mid-stream", f"{API}test_a_client_that_leaves_ends_its_generation"),
+    62: ("a request that drips in", f"{HTTP}test_chaos_062_a_request_that_drips_in_is_cut_off_and_others_are_served"),
+    63: (
+        "a client that does not read",
+        f"{HTTP}test_chaos_063_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed",
+    ),
+    64: ("a client leaves in mid-stream", f"{API}test_chaos_064_065_a_client_that_leaves_ends_its_generation"),
     65: (
         "a client leaves in prefill",
-        f"{API}test_a_client_that_leaves_ends_its_generation",
-        f"{HTTP}test_an_app_can_ask_whether_its_client_has_left",
+        f"{API}test_chaos_064_065_a_client_that_leaves_ends_its_generation",
+        f"{HTTP}test_chaos_065_an_app_can_ask_whether_its_client_has_left",
     ),
     66: (
         "HEAD, pipelining, garbage",
-        f"{HTTP}test_a_head_request_has_no_body",
-        f"{HTTP}test_pipelined_requests_are_answered_in_order",
-        f"{HTTP}test_garbage_is_a_json_error",
+        f"{HTTP}test_chaos_066_a_head_request_has_no_body",
+        f"{HTTP}test_chaos_066_pipelined_requests_are_answered_in_order",
+        f"{HTTP}test_chaos_066_garbage_is_a_json_error",
     ),
     67: (
         "aborts that are late, double or foreign",
@@ -280,15 +292,15 @@ ROWS: dict[int, Row] = {
     ),
     68: (
         "load and unload into each other",
-        f"{POOL}test_a_load_during_an_unload_runs_after_it",
-        f"{POOL}test_two_loads_of_the_same_model_share_one_worker",
-        f"{POOL}test_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it",
-        f"{POOL}test_running_requests_finish_before_the_unload_and_new_ones_are_refused",
+        f"{POOL}test_chaos_068_a_load_during_an_unload_runs_after_it",
+        f"{POOL}test_chaos_068_two_loads_of_the_same_model_share_one_worker",
+        f"{POOL}test_chaos_068_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it",
+        f"{POOL}test_chaos_068_running_requests_finish_before_the_unload_and_new_ones_are_refused",
     ),
     69: (
         "thousands of requests at once over HTTP",
         f"{EXHAUSTION}test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once",
-        f"{API}test_more_requests_than_max_streams_get_503_and_status_still_answers",
+        f"{API}test_chaos_069_more_requests_than_max_streams_get_503_and_status_still_answers",
     ),
     70: (
         "gunicorn's sync workers",
@@ -299,7 +311,7 @@ ROWS: dict[int, Row] = {
         "a web worker is killed in mid-stream",
         f"{WEB}test_chaos_071_a_web_process_that_is_killed_takes_its_own_requests_along_and_no_other",
     ),
-    72: ("the port is in use", f"{DAEMON}test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker"),
+    72: ("the port is in use", f"{DAEMON}test_chaos_072_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker"),
     73: (
         "a second supervisor",
         f"{UNIX}test_chaos_073_a_second_daemon_is_told_who_is_the_first",
@@ -319,7 +331,7 @@ ROWS: dict[int, Row] = {
     ),
     76: (
         "the disk is full",
-        f"{JOURNAL}test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon",
+        f"{JOURNAL}test_chaos_076_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon",
         f"{EXHAUSTION}test_chaos_076_a_disk_that_takes_no_log_costs_no_worker_and_no_answer",
         f"{API}test_chaos_076_health_is_degraded_while_a_disk_is_full",
     ),
@@ -336,7 +348,7 @@ ROWS: dict[int, Row] = {
     80: (
         "the wall clock jumps",
         f"{EXHAUSTION}test_chaos_080_a_clock_that_jumps_a_day_ends_nothing_early_or_late",
-        f"{JOURNAL}test_a_clock_that_was_set_back_does_not_count_ends_of_the_future",
+        f"{JOURNAL}test_chaos_080_a_clock_that_was_set_back_does_not_count_ends_of_the_future",
     ),
     81: (
         "the machine sleeps in mid-stream",
@@ -382,22 +394,22 @@ ROWS: dict[int, Row] = {
     90: (
         "two dirty ends in a row",
         f"{JOURNAL}test_chaos_090_after_two_crashes_in_fifteen_minutes_nothing_is_loaded_and_it_says_why",
-        f"{DAEMON}test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time",
+        f"{DAEMON}test_chaos_090_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time",
     ),
     91: (
         "a hostile web page",
-        "api/test_security.py::test_a_name_that_was_rebound_to_this_machine_is_not",
-        "api/test_security.py::test_no_other_origin_may_post_by_default",
+        "api/test_security.py::test_chaos_091_a_name_that_was_rebound_to_this_machine_is_not",
+        "api/test_security.py::test_chaos_091_no_other_origin_may_post_by_default",
     ),
     92: (
         "malicious output of a model",
-        f"{API}test_output_of_a_malicious_model_stays_inside_its_json_strings",
-        "worker/test_text.py::test_every_piece_is_whole_code_points_and_the_pieces_are_the_text",
+        f"{API}test_chaos_092_output_of_a_malicious_model_stays_inside_its_json_strings",
+        "worker/test_text.py::test_chaos_092_every_piece_is_whole_code_points_and_the_pieces_are_the_text",
     ),
     93: (
         "the caller's main module in a worker",
-        f"{ORPHANS}test_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard",
-        f"{ORPHANS}test_a_worker_holds_neither_flask_nor_the_supervisor_nor_the_callers_main",
+        f"{ORPHANS}test_chaos_093_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard",
+        f"{ORPHANS}test_chaos_093_a_worker_holds_neither_flask_nor_the_supervisor_nor_the_callers_main",
     ),
     94: (
         "a Python whose queues do not close",
@@ -418,10 +430,11 @@ def test_every_row_is_there_once_and_says_something() -> None:
 
 
 @pytest.mark.parametrize("number", ROWS)
-def test_the_tests_of_a_row_exist(number: int) -> None:
+def test_the_tests_of_a_row_exist_and_have_its_number(number: int) -> None:
     for entry in ROWS[number][1:]:
         file, _, name = entry.partition("::")
         assert name in functions(TESTS / file), entry
+        assert re.match(rf"test_chaos(_\d{{3}})*_{number:03d}_", name), entry
 
 
 def test_every_test_with_a_number_is_in_its_row() -> None:

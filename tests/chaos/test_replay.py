@@ -106,7 +106,7 @@ def bare_load(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def test_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_killed(tmp_path: Path) -> None:
+def test_chaos_009_texts_are_those_of_an_undisturbed_run_however_often_the_worker_is_killed(tmp_path: Path) -> None:
     import tiny_model
 
     folder = tiny_model.build(tmp_path / "tiny")

@@ -79,7 +79,7 @@ def test_a_live_worker_holds_no_web_server(tmp_path):
     assert not any(name.startswith(("forgellm.api", "forgellm.cli", "forgellm.daemon")) for name in held)
 
 
-def test_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(tmp_path):
+def test_chaos_072_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "forgellm.daemon", "--port", str(port), "--model", "echo"]
@@ -236,7 +236,7 @@ def test_chaos_040_a_second_signal_ends_what_runs_and_a_third_everything(tmp_pat
         assert "Traceback" not in (tmp_path / "daemon.log").read_text()
 
 
-def test_killing_the_daemon_leaves_nothing(tmp_path):
+def test_chaos_038_killing_the_daemon_leaves_nothing(tmp_path):
     with daemon(tmp_path, ECHO) as served:
         wait_loaded(served)
         family = served.family()
@@ -269,7 +269,7 @@ def test_settings_that_cannot_be_used_end_it_with_2_and_one_line(tmp_path: Path,
     assert not journal.exists() or json.loads(journal.read_text())["is_clean"]  # it has not died
 
 
-def test_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time(tmp_path):
+def test_chaos_090_a_daemon_that_died_loads_again_what_was_loaded_and_not_after_the_second_time(tmp_path):
     """Also with what the load asked for; an explicit load starts afresh."""
     port = free_port()
     toml = '[models.e]\nsource = "echo"\n'

@@ -355,7 +355,7 @@ def test_chaos_043_a_killed_resource_tracker_costs_nothing_but_a_warning(tmp_pat
     assert (run.stdout, run.returncode) == ("one two\n", 0), run.stderr
 
 
-def test_an_error_is_told_once_and_the_worker_lives(start_pool: StartPool) -> None:
+def test_chaos_014_an_error_is_told_once_and_the_worker_lives(start_pool: StartPool) -> None:
     """Row 14: an exception in one request is that request's end only."""
     pool = start_pool(e={"fail_at_token": 3, "tokens_per_s": 100.0})
     pool.load("e")

@@ -34,7 +34,7 @@ def test_chaos_090_after_two_crashes_in_fifteen_minutes_nothing_is_loaded_and_it
     assert record.models == ()
 
 
-def test_a_clock_that_was_set_back_does_not_count_ends_of_the_future() -> None:
+def test_chaos_080_a_clock_that_was_set_back_does_not_count_ends_of_the_future() -> None:
     assert decide(Record(models=(TINY,), dirty_ends=(NOW + 60,)), NOW)[0].models == (TINY,)
 
 
@@ -83,7 +83,7 @@ def test_chaos_077_an_unreadable_journal_is_moved_aside(tmp_path: Path, content:
     assert json.loads(path.read_text())["version"] == 1
 
 
-def test_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon(
+def test_chaos_076_a_disk_that_takes_nothing_is_told_once_and_does_not_stop_the_daemon(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

@@ -52,14 +52,14 @@ def is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_killed_supervisor_leaves_no_worker_and_no_guardian(endless: "subprocess.Popen[str]") -> None:
+def test_chaos_038_a_killed_supervisor_leaves_no_worker_and_no_guardian(endless: "subprocess.Popen[str]") -> None:
     family = descendants(endless.pid)
     assert len(family) >= 3  # worker, spare, guardian
     os.kill(endless.pid, signal.SIGKILL)
     wait_until(lambda: all(is_gone(process) for process in family), timeout_s=5)
 
 
-def test_a_stopped_worker_dies_with_a_killed_supervisor(endless: "subprocess.Popen[str]") -> None:
+def test_chaos_038_a_stopped_worker_dies_with_a_killed_supervisor(endless: "subprocess.Popen[str]") -> None:
     """A worker under SIGSTOP reads no EOF; the guardian, or the system, must kill it."""
     family = descendants(endless.pid)
     workers = [process for process in family if "guardian" not in " ".join(process.cmdline())]
@@ -70,7 +70,7 @@ def test_a_stopped_worker_dies_with_a_killed_supervisor(endless: "subprocess.Pop
     wait_until(lambda: all(is_gone(process) for process in workers), timeout_s=5)
 
 
-def test_a_killed_guardian_is_replaced_within_seconds(endless: "subprocess.Popen[str]") -> None:
+def test_chaos_042_a_killed_guardian_is_replaced_within_seconds(endless: "subprocess.Popen[str]") -> None:
     def guardians() -> list[psutil.Process]:
         living = [process for process in descendants(endless.pid) if not is_gone(process)]
         return [process for process in living if "guardian.py" in " ".join(process.cmdline())]
@@ -99,7 +99,7 @@ def test_the_guardian_alone_kills_what_is_left(tmp_path: Path) -> None:
             process.wait(5)
 
 
-def test_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard(tmp_path: Path) -> None:
+def test_chaos_093_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard(tmp_path: Path) -> None:
     code = script(tmp_path)
     file = tmp_path / "script.py"
     file.write_text(code)
@@ -121,7 +121,7 @@ def test_a_script_that_forgets_to_stop_still_ends_clean(tmp_path: Path) -> None:
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), timeout_s=5)
 
 
-def test_a_worker_holds_neither_flask_nor_the_supervisor_nor_the_callers_main(tmp_path: Path) -> None:
+def test_chaos_093_a_worker_holds_neither_flask_nor_the_supervisor_nor_the_callers_main(tmp_path: Path) -> None:
     """Its engine's libraries are all that a worker pays for."""
     file = tmp_path / "main.py"
     file.write_text("import flask, sys\nsys.stderr.write('imported main\\n')\n" + script(tmp_path, modules_to_log=True))

@@ -52,7 +52,7 @@ def test_progress_of_a_load_is_in_the_picture() -> None:
     assert (world.worker().progress, world.worker().stage) == (0.4, "reading weights")
 
 
-def test_two_loads_of_the_same_model_share_one_worker() -> None:
+def test_chaos_068_two_loads_of_the_same_model_share_one_worker() -> None:
     world = World()
     world.load(ticket="one")
     world.load(ticket="two")
@@ -560,7 +560,7 @@ def test_a_poisoned_request_is_quarantined_at_its_second_crash_and_its_neighbour
     assert [chunk[4] for chunk in world.delivered(other)] == ["stop"]
 
 
-def test_poisoned_requests_do_not_use_up_the_crash_budget() -> None:
+def test_chaos_022_poisoned_requests_do_not_use_up_the_crash_budget() -> None:
     """Or one client with a bad prompt could take a model from all others."""
     world = World(crash_budget=3)
     world.loaded()
@@ -648,7 +648,7 @@ def test_requests_of_a_model_that_gave_up_get_one_error_each() -> None:
     assert all(isinstance(world.news(request), ModelFailed) for request in requests)
 
 
-def test_events_of_an_older_life_are_dropped() -> None:
+def test_chaos_035_events_of_an_older_life_are_dropped() -> None:
     world = World()
     old = world.loaded()
     request = world.ask()
@@ -657,7 +657,7 @@ def test_events_of_an_older_life_are_dropped() -> None:
     assert world.say(old, Memory(1, 1)) == []
 
 
-def test_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed() -> None:
+def test_chaos_021_deaths_in_a_row_wait_longer_each_time_then_the_model_has_failed() -> None:
     world = World(crash_budget=4, backoff_initial_s=1, backoff_max_s=30)
     world.loaded()
     waits = []
@@ -684,7 +684,7 @@ def test_deaths_far_apart_do_not_add_up() -> None:
     assert world.worker().state is S.READY
 
 
-def test_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later() -> None:
+def test_chaos_021_a_failed_model_is_tried_once_more_when_it_is_wanted_a_while_later() -> None:
     world = World(crash_budget=1, backoff_max_s=30)
     world.crash(world.loaded())
     world.now += 31
@@ -755,7 +755,7 @@ def test_unloading_what_is_not_loaded_says_so() -> None:
     assert world.news("nothing").model is None
 
 
-def test_running_requests_finish_before_the_unload_and_new_ones_are_refused() -> None:
+def test_chaos_068_running_requests_finish_before_the_unload_and_new_ones_are_refused() -> None:
     world = World()
     life = world.loaded()
     request = world.ask()
@@ -802,7 +802,7 @@ def test_a_worker_that_does_not_go_is_asked_then_termed_then_killed() -> None:
     assert world.news("unload").forced
 
 
-def test_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it() -> None:
+def test_chaos_068_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it() -> None:
     world = World()
     world.load()
     world.unload()
@@ -842,7 +842,7 @@ def test_a_model_waiting_in_backoff_unloads_at_once() -> None:
     assert world.pool.deadline() == math.inf
 
 
-def test_a_load_during_an_unload_runs_after_it() -> None:
+def test_chaos_068_a_load_during_an_unload_runs_after_it() -> None:
     world = World()
     life = world.loaded()
     world.unload()

@@ -25,7 +25,7 @@ OOM: dict[str, Any] = {"words": "the worker ran out of GPU memory", "code": -sig
         "RuntimeError: [metal::malloc] Resource limit (499000) exceeded.",
     ],
 )
-def test_what_metal_says_before_an_abort_is_found_above_the_stacks(line: str) -> None:
+def test_chaos_007_what_metal_says_before_an_abort_is_found_above_the_stacks(line: str) -> None:
     log = f"loading\n{line}\nFatal Python error: Aborted\n" + '  File "x.py", line 3 in step\n' * 50
     assert gpu_oom_line(-signal.SIGABRT, log) == line
     assert gpu_oom_line(1, log) == line

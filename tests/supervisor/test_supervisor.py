@@ -98,7 +98,7 @@ def test_errors_of_a_request_arrive_at_its_reader(start_pool: StartPool) -> None
         ("logprobs", 21),
     ],
 )
-def test_a_parameter_that_cannot_be_is_refused_by_name(name: str, value: object) -> None:
+def test_chaos_059_a_parameter_that_cannot_be_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Supervisor().generate("e", "one", **{name: value})
     assert caught.value.field == name
@@ -128,7 +128,7 @@ def test_a_load_that_fails_says_why_and_leaves_no_process(start_pool: StartPool)
     assert workers_of(pool) == []
 
 
-def test_a_death_in_the_first_load_is_told_with_the_last_log_line(start_pool: StartPool) -> None:
+def test_chaos_006_a_death_in_the_first_load_is_told_with_the_last_log_line(start_pool: StartPool) -> None:
     pool = start_pool(e={"die_in_load": "SIGSEGV", "print_at_load": "reading a strange tensor"})
     with pytest.raises(WorkerDied, match=r"SIGSEGV.*at echo.py, line .*last log line: reading a strange tensor"):
         pool.load("e")
@@ -142,7 +142,7 @@ def test_a_load_can_be_waited_for_or_not(start_pool: StartPool) -> None:
     assert pool.load("e").loading_time_s is not None
 
 
-def test_a_stream_goes_on_after_its_worker_is_killed(start_pool: StartPool) -> None:
+def test_chaos_009_a_stream_goes_on_after_its_worker_is_killed(start_pool: StartPool) -> None:
     """No token lost, none repeated: the client sees a pause."""
     pool = start_pool(e={"tokens_per_s": 200.0})
     pool.load("e")
@@ -160,7 +160,7 @@ def test_a_stream_goes_on_after_its_worker_is_killed(start_pool: StartPool) -> N
     assert worker(pool).restarts == 2
 
 
-def test_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole(start_pool: StartPool) -> None:
+def test_chaos_022_a_poisoned_request_is_quarantined_and_its_neighbours_finish_whole(start_pool: StartPool) -> None:
     pool = start_pool(e={"tokens_per_s": 100.0, "crash_if_prompt_has": "poison", "crash_signal": "SIGABRT"})
     pool.load("e")
     texts = [" ".join(f"{n}.{word}" for word in range(100)) for n in range(8)]
@@ -227,7 +227,7 @@ def test_streams_move_from_a_worker_that_must_go(start_pool: StartPool) -> None:
     assert ["0" + generation.result().text for generation in generations] == [text] * 4
 
 
-def test_a_worker_that_ignores_unload_and_sigterm_is_killed(start_pool: StartPool) -> None:
+def test_chaos_020_a_worker_that_ignores_unload_and_sigterm_is_killed(start_pool: StartPool) -> None:
     pool = start_pool(
         {"unload_timeout_s": 0.2, "term_timeout_s": 0.2}, e={"ignore_unload": True, "ignore_sigterm": True}
     )
@@ -235,7 +235,7 @@ def test_a_worker_that_ignores_unload_and_sigterm_is_killed(start_pool: StartPoo
     assert pool.unload("e").forced
 
 
-def test_a_worker_that_closes_its_channel_but_lives_is_killed(start_pool: StartPool) -> None:
+def test_chaos_025_a_worker_that_closes_its_channel_but_lives_is_killed(start_pool: StartPool) -> None:
     pool = start_pool(e={"close_channel_at_prompt": "hang up"})
     pool.load("e")
     with pytest.raises(RequestCrashesWorker):
@@ -243,7 +243,7 @@ def test_a_worker_that_closes_its_channel_but_lives_is_killed(start_pool: StartP
     assert pool.generate("e", "still here").result().text == "still here"
 
 
-def test_a_grandchild_that_holds_the_pipes_does_not_hide_a_death(start_pool: StartPool) -> None:
+def test_chaos_024_a_grandchild_that_holds_the_pipes_does_not_hide_a_death(start_pool: StartPool) -> None:
     pool = start_pool(e={"fork_at_load": True})
     pool.load("e")
     life, number = worker(pool).life, pid(pool)
@@ -264,7 +264,9 @@ def test_a_warm_spare_takes_over(start_pool: StartPool) -> None:
     assert pid(pool) == spare
 
 
-def test_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody(start_pool: StartPool, tmp_path: Path) -> None:
+def test_chaos_037_the_log_of_a_chatty_worker_is_bounded_and_blocks_nobody(
+    start_pool: StartPool, tmp_path: Path
+) -> None:
     pool = start_pool({"log_bytes": 10_000}, e={"print_at_load": "x" * 200_000})
     pool.load("e")
     logs = tmp_path / "logs"

@@ -354,7 +354,9 @@ def test_an_abort_during_prefill_ends_it_and_frees_its_memory(
     assert alone(engine, chat("next")) != ""
 
 
-def test_an_exception_in_one_request_ends_only_that_request(engine: MLXEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chaos_014_an_exception_in_one_request_ends_only_that_request(
+    engine: MLXEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from forgellm.worker import sampling
 
     def broken(*_args: Any) -> Any:

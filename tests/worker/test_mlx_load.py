@@ -135,7 +135,7 @@ def test_a_cut_weights_file_is_refused(copy: Path) -> None:
         load(copy)
 
 
-def test_no_code_of_a_model_folder_runs(copy: Path) -> None:
+def test_chaos_051_no_code_of_a_model_folder_runs(copy: Path) -> None:
     """auto_map and model_file name Python files beside the weights."""
     (copy / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w')")
     auto = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"], "AutoModelForCausalLM": "evil.M"}

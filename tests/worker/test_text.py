@@ -57,7 +57,7 @@ def push_all(stream: TextStream, tokens: bytes) -> list[str]:
 
 
 @given(st.text(max_size=30))
-def test_every_piece_is_whole_code_points_and_the_pieces_are_the_text(text: str) -> None:
+def test_chaos_092_every_piece_is_whole_code_points_and_the_pieces_are_the_text(text: str) -> None:
     """One token per byte is the worst case: every code point beyond ASCII is split over tokens."""
     pieces = push_all(stream(), text.encode())
     assert "".join(pieces) == text
