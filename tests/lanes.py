@@ -11,18 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-E2E = tuple(
-    f"tests/e2e/test_{each}.py" for each in ("litellm", "seeds", "openai_client", "anthropic_client", "ollama_client")
+WORKERS = ("tests/supervisor", "tests/chaos")
+WAITING = tuple(
+    f"tests/{each}.py" for each in ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull")
 )
-WORKERS = ("tests/supervisor", "tests/chaos", *E2E)
-WAITING = ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull", "chaos/test_replay")
-BESIDE = tuple(f"tests/{each}.py" for each in WAITING)  # for processes and loads, mostly: a third fits on two cores
-REST = tuple(f"--ignore={path}" for path in (*WORKERS, *BESIDE))
-LANES = {  # the first two as long as each other
-    "workers": (*WORKERS, *(f"--ignore={path}" for path in BESIDE)),
-    "the rest": REST,
-    "beside them": BESIDE,
-}
+REST = tuple(f"--ignore={path}" for path in (*WORKERS, *WAITING))
+LANES = {"workers": WORKERS, "the rest": REST, "mostly asleep": WAITING}  # the first two as long as each other
 NO_TESTS = 5  # pytest's code for a lane that the options left none; not all lanes may be so
 DEADLINE_S = 80 * 60.0  # ends a lane that hangs; each test has a timeout of its own
 
