@@ -23,7 +23,7 @@ action = os.environ["FAKE_PIP"]
 if action == "fail":
     sys.exit("ERROR: no such index")
 if action == "hang":
-    time.sleep(60)
+    time.sleep(60)  # no test waits for it: it is the pip that hangs, and is killed
 destination = pathlib.Path(sys.argv[sys.argv.index("--dest") + 1])
 destination.mkdir(parents=True, exist_ok=True)
 pathlib.Path(os.environ["TMPDIR"], "growing.whl").write_bytes(bytes(1000))

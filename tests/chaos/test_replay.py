@@ -21,7 +21,7 @@ from invariants import sound_pool
 pytestmark = [pytest.mark.model, pytest.mark.chaos]
 
 STREAMS = 20
-DEADLINE_S = 150.0
+DEADLINE_S = 60.0
 SETTINGS: dict[str, Any] = {"backoff_initial_s": 0.0, "backoff_max_s": 0.0}
 
 

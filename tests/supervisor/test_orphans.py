@@ -84,8 +84,9 @@ def test_the_guardian_alone_kills_what_is_left(tmp_path: Path) -> None:
     """As on macOS, where nothing like PDEATHSIG exists."""
     from forgellm.supervisor import guardian
 
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    spared = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]  # until it is killed, or this process is gone
+    victim = subprocess.Popen(waits, stdin=subprocess.PIPE, start_new_session=True)
+    spared = subprocess.Popen(waits, stdin=subprocess.PIPE, start_new_session=True)
     command = [sys.executable, "-I", "-S", guardian.__file__]
     try:
         listing = f"+{victim.pid}\n+{spared.pid}\n-{spared.pid}\n"
@@ -96,7 +97,7 @@ def test_the_guardian_alone_kills_what_is_left(tmp_path: Path) -> None:
     finally:
         for process in (victim, spared):
             process.kill()
-            process.wait(5)
+            process.communicate(timeout=5)
 
 
 def test_chaos_093_it_works_in_python_c_on_stdin_and_in_a_script_without_a_main_guard(tmp_path: Path) -> None:

@@ -588,6 +588,18 @@ def test_a_kill_from_outside_neither_blames_a_suspect_nor_clears_it(code: int) -
     assert isinstance(world.news(suspect), RequestCrashesWorker)
 
 
+def test_a_request_handed_from_one_killed_worker_to_the_next_is_not_to_blame() -> None:
+    """Eight workers killed in the same moment: each dies under what the one before it left."""
+    world = World()
+    world.loaded(replicas=8)
+    request = world.ask()
+    for life in list(world.alive):
+        world.die(life, code=-signal.SIGKILL)
+    world.ready(world.alive[0])
+    world.token(world.alive[0], request, finish="stop")
+    assert world.news(request)[4] == "stop"
+
+
 @pytest.mark.parametrize(("cause", "is_to_blame"), [("oom", True), ("killed", False)])
 def test_a_request_that_runs_the_machine_out_of_memory_is_to_blame_if_the_kernel_says_so(
     cause: DeathCause, is_to_blame: bool

@@ -241,8 +241,6 @@ class CheckedWorld(World):
 
     def ticks(self) -> None:
         self.do(self.pool.tick(self.now))
-        if self.pool.deadline() <= self.now:  # a limit of 0 s that began in this very tick
-            self.do(self.pool.tick(self.now))
         assert self.pool.deadline() > self.now, "the loop would spin"
 
     @property

@@ -239,12 +239,6 @@ class Pool:
 
     def tick(self, now: float) -> list[Effect]:
         """Do what has become due: timeouts, the stop ladder, respawns, queues, idle models, the spare."""
-        for model in list(self._models.values()):
-            for slot in list(model.slots):
-                if slot.deadline is not None and now >= slot.deadline:
-                    if model.is_put_away and slot.state is _S.DRAINING:
-                        self._requests.move_away(slot)
-                    self._life.overdue(slot, model.order, now)
         self._requests.expire(now)
         self._drains.tick(now)
         for model in list(self._models.values()):  # after the ends of requests: the last one may have ended now
@@ -255,6 +249,13 @@ class Pool:
                 else:
                     self._loads.evict(model, "idle", f"idle for {model.ttl_s:g} s", now)
         self._life.tick_spares(now)
+        self._loads.admit(now)
+        for model in list(self._models.values()):  # after all that gives workers deadlines: a limit may be 0 s
+            for slot in list(model.slots):
+                if slot.deadline is not None and now >= slot.deadline:
+                    if model.is_put_away and slot.state is _S.DRAINING:
+                        self._requests.move_away(slot)
+                    self._life.overdue(slot, model.order, now)
         self._loads.admit(now)
         self._loads.ensure_spare(now)
         return self._out.take()
