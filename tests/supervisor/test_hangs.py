@@ -6,17 +6,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pools import DEADLINE_S, StartPool, wait_until
 
-from forgellm import Supervisor
-from forgellm.errors import RequestCrashesWorker, RequestTimeout, WorkerDied
+from forgellm import Generation, Supervisor
+from forgellm.errors import RequestCrashesWorker, RequestTimeout, ShuttingDown, WorkerDied
 from forgellm.messages import Event, Timeouts
 from forgellm.states import WorkerState
-from forgellm.supervisor import WorkerStatus
+from forgellm.supervisor import WorkerStatus, loop, process
 from forgellm.supervisor.channel import Channel
+from forgellm.supervisor.effects import Effect
 from invariants import bystander
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
@@ -167,6 +170,88 @@ def test_chaos_036_a_stalled_reader_holds_its_worker_back_and_kills_nobody(
     assert worker(pool).restarts == 0
 
 
+@contextmanager
+def standing_still(pool: Supervisor) -> Iterator[None]:
+    """The supervisor's thread does nothing meanwhile."""
+    began, wakes = threading.Event(), threading.Event()
+
+    def stand(now: float) -> list[Effect]:
+        began.set()
+        wakes.wait(DEADLINE_S)
+        return []
+
+    pool._loop.post(stand)
+    assert began.wait(DEADLINE_S)
+    try:
+        yield
+    finally:
+        wakes.set()
+
+
+def unhandled(pool: Supervisor) -> int:
+    """All that waits in the inbox: what is flooded, and the little that timers put there."""
+    return pool._loop._inbox._queue.qsize()
+
+
+def test_chaos_031_no_more_of_a_flood_of_tokens_waits_in_the_supervisor_than_it_can_soon_take_in(
+    start_pool: StartPool,
+) -> None:
+    """So that whatever else is asked meanwhile is answered soon, on a slow machine too."""
+    pool = start_pool(_stands_still=True, e={})
+    pool.load("e")
+    words = " ".join(map(str, range(10_000)))
+    generation = pool.generate("e", words, max_tokens=20_000)
+    next(generation)
+    assert pool._loop.crew is not None
+    pulse = pool._loop.crew._processes[worker(pool).life].pulse
+    with standing_still(pool):
+        threading.Event().wait(2.0)
+        steps = pulse()[1]
+        threading.Event().wait(1.0)
+        assert pulse()[1] == steps
+        assert process.UNHANDLED // 2 <= unhandled(pool) <= 2 * process.UNHANDLED
+    assert "0" + generation.result().text == words
+
+
+def test_chaos_032_whoever_asks_for_thousands_at_once_waits_and_all_others_are_heard(start_pool: StartPool) -> None:
+    pool = start_pool({"max_queue": 1000}, _stands_still=True, e={})
+    pool.load("e")
+    generations: list[Generation] = []
+
+    def ask() -> None:
+        generations.extend([pool.generate("e", str(number)) for number in range(3 * loop.UNHANDLED)])
+
+    flood = threading.Thread(target=ask)
+    with standing_still(pool):
+        flood.start()
+        wait_until(lambda: unhandled(pool) >= loop.UNHANDLED)
+        threading.Event().wait(1.0)
+        assert unhandled(pool) <= 2 * loop.UNHANDLED
+    flood.join(DEADLINE_S)
+    assert [generation.result().text for generation in generations] == list(map(str, range(3 * loop.UNHANDLED)))
+
+
+def test_whoever_is_held_back_when_the_supervisor_ends_is_told_so(start_pool: StartPool) -> None:
+    pool = start_pool(_stands_still=True, e={})
+    pool.load("e")
+    generations: list[Generation] = []
+
+    def ask() -> None:
+        generations.extend([pool.generate("e", str(number)) for number in range(3 * loop.UNHANDLED)])
+
+    flood, end = threading.Thread(target=ask), threading.Thread(target=pool.stop)
+    with standing_still(pool):
+        end.start()
+        flood.start()
+        wait_until(lambda: unhandled(pool) >= loop.UNHANDLED)
+    flood.join(DEADLINE_S)
+    end.join(DEADLINE_S)
+    assert len(generations) == 3 * loop.UNHANDLED
+    for generation in generations:
+        with pytest.raises(ShuttingDown):
+            generation.result()
+
+
 def test_chaos_081_a_machine_that_slept_kills_nobody(start_pool: StartPool) -> None:
     """Everything stands still, the supervisor too; the workers wake up last."""
     pool = start_pool(LIMITS, _stands_still=True, e={"tokens_per_s": 50.0})
@@ -174,17 +259,10 @@ def test_chaos_081_a_machine_that_slept_kills_nobody(start_pool: StartPool) -> N
     text = " ".join(map(str, range(100)))
     generation = pool.generate("e", text)
     found = next(generation).text
-    wakes = threading.Event()
-
-    def sleep(now: float) -> list[object]:
-        wakes.wait(DEADLINE_S)
-        return []
-
     stop(pool, signal.SIGSTOP)
     threading.Event().wait(1.2)  # the supervisor has seen the counters as they are from now on
-    pool._loop.post(sleep)  # type: ignore[arg-type]
-    threading.Event().wait(6.0)
-    wakes.set()
+    with standing_still(pool):
+        threading.Event().wait(6.0)
     threading.Event().wait(LIMIT_S / 4)
     stop(pool, signal.SIGCONT)
     assert found + generation.result().text == text

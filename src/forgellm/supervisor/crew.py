@@ -83,6 +83,11 @@ class Crew:
         if life in self._processes:
             self._processes[life].signal(number)
 
+    def handled(self, life: int) -> None:
+        """An event of this worker has been handled."""
+        if life in self._processes:
+            self._processes[life].handled()
+
     def pids(self) -> dict[int, int]:
         """{life: pid}; safe to call from any thread."""
         return {life: process.pid for life, process in list(self._processes.items())}
@@ -132,6 +137,8 @@ class Crew:
             process.signal(signal.SIGKILL)
 
     def close(self) -> None:
+        for process in self._processes.values():
+            process.stop_reading()
         self.guardian.close()
 
     def _check(self, now: float) -> None:

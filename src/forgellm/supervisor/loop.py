@@ -30,6 +30,8 @@ log = logging.getLogger("forgellm.supervisor")
 
 START_DEADLINE_S = 60.0
 BATCH = 256
+UNHANDLED = 64  # requests that are posted and not handled yet; who has more to ask waits
+LOOK_S = 1.0
 NOT_STARTED = 1  # the exit code of a worker that could not even be started
 
 Call = Callable[[float], Iterable[Effect]]
@@ -53,6 +55,7 @@ class Loop:
         self._tally = tally
         self._watches = watches
         self._inbox: Inbox[Item] = Inbox()
+        self._room = threading.Semaphore(UNHANDLED)
         self._thread: threading.Thread | None = None
         self._sample_s = INTERVAL_S
         self._oom = OomWatch()
@@ -87,6 +90,18 @@ class Loop:
         self._inbox.put(item)
         if self._thread is None or self._has_ended:
             self._deliveries.fail_all()
+
+    def post_in_turn(self, call: Call) -> None:
+        """post(), for what is asked without waiting for the answer: somebody who asks for thousands of things at once
+        is held back, so that everybody else's call is handled after a few of them at most."""
+
+        def counted(now: float) -> Iterable[Effect]:
+            self._room.release()
+            return call(now)
+
+        while self._thread is not None and not self._has_ended and not self._room.acquire(timeout=LOOK_S):
+            pass
+        self.post(counted)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -148,6 +163,7 @@ class Loop:
             crew.lost(item[0], item[1], now)
         else:
             self._carry_out(self._pool.receive(item[0], item[1], now), is_step=isinstance(item[1], tuple))
+            crew.handled(item[0])
 
     def _carry_out(self, effects: Iterable[Effect], *, is_step: bool = False) -> None:
         """Show the new picture first, so that whoever is told something finds it there."""

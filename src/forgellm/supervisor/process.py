@@ -28,6 +28,7 @@ CONTEXT: SpawnContext = get_context("spawn")
 NAME = "forgellm-worker-"
 TAIL_BYTES = 2000
 KILL_WAIT_S = 1.0
+UNHANDLED = 64  # events of one worker that the supervisor has not looked at; with more its pipe fills, and it waits
 SEARCHED_BYTES = 32_000  # after what a library says last come the stacks of all threads
 
 
@@ -69,6 +70,9 @@ class WorkerProcess:
         self.life = life
         self.log_path = Path(f"{log_stem(log_dir)}{life}.log")
         self._on_event = on_event
+        self._room = threading.Semaphore(UNHANDLED)
+        self._handled = 0
+        self._is_over = False
         self._channel = Channel(CONTEXT)
         self._counters = Counters()
         boot = Boot(
@@ -116,6 +120,18 @@ class WorkerProcess:
         except ProcessLookupError:
             self._process.kill() if number == signal.SIGKILL else os.kill(self.pid, number)
 
+    def handled(self) -> None:
+        """One of its events has been handled. A reader that waits is woken once for many: that costs less."""
+        self._handled += 1
+        if self._handled == UNHANDLED // 2:
+            self._handled = 0
+            self._room.release(UNHANDLED // 2)
+
+    def stop_reading(self) -> None:
+        """Nobody will handle its events any more: a reader that waits for that ends."""
+        self._is_over = True
+        self._room.release()
+
     def poll(self) -> int | None:
         """Its exit code (negative: a signal) once it is gone, else None. Never blocks."""
         self._process.join(0.0)
@@ -153,6 +169,7 @@ class WorkerProcess:
     def close(self) -> None:
         """After poll() gave an exit code: end the reader thread and free everything."""
         self.kill_group()
+        self.stop_reading()
         self._reader.join(1.0)
         self._channel.close()
         self._process.close()
@@ -161,7 +178,11 @@ class WorkerProcess:
         reason = Lost()
         try:
             while True:
-                self._on_event(self.life, self._channel.receive())
+                event = self._channel.receive()
+                self._room.acquire()  # until the supervisor has caught up; stop_reading() ends it
+                if self._is_over:
+                    return
+                self._on_event(self.life, event)
         except ChannelClosed:
             pass
         except ProtocolError as error:

@@ -227,7 +227,7 @@ class Supervisor:
         """Run a request, on a model that it may have loaded if nobody did (`load_policy`).
 
         Raises nothing: every error arrives through the Generation, the load's own too. Looks at the model's files, for
-        some milliseconds, unless it is loaded or on its way."""
+        some milliseconds, unless it is loaded or on its way, and waits while very many were asked for at once."""
         request = seeded(request)
         generation = Generation(request.request_id, request.model, self.abort)
         name = self.settings.model_name(request.model)
@@ -235,7 +235,7 @@ class Supervisor:
             generation.fail(InvalidRequest(f"the request {request.request_id} runs already", field="request_id"))
             return generation
         missing = self._missing(name, request.load_policy)
-        self._loop.post(lambda now: self._submit(replace(request, model=name), missing, now))
+        self._loop.post_in_turn(lambda now: self._submit(replace(request, model=name), missing, now))
         return generation
 
     def generate(
