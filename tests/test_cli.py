@@ -1,8 +1,14 @@
 """The command line: what it prints, where, and how it ends."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -14,6 +20,7 @@ from daemons import Daemon, daemon
 from forgellm.cli import main
 from forgellm.cli.client import CONNECT_TIMEOUT_S, Client
 from forgellm.errors import Unavailable
+from waiting import DEADLINE_S, wait_until
 
 MODELS = """
 [models.e]
@@ -189,6 +196,38 @@ def test_the_logs_of_a_worker_and_the_events_of_the_daemon_are_printed(served):
         "Error: the model nope is not loaded; `forgellm ps` lists those that are",
     )
     forgellm("unload", "late", "--url", served.url)
+
+
+@pytest.mark.e2e
+def test_logs_that_are_followed_go_on_in_the_next_lives_of_a_worker_that_crashes(served):
+    """What a crash says of itself is in the log of its life. Ctrl-C ends the command without a traceback."""
+    forgellm("load", "e", "--url", served.url)
+    command = [sys.executable, "-m", "forgellm.cli", "logs", "-f", "e", "--json", "--url", served.url]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    crashed: list[int] = []
+    with ExitStack() as stack:
+        stack.enter_context(follower)
+        stack.callback(follower.kill)
+        timer = threading.Timer(DEADLINE_S, follower.kill)  # ends the read below
+        timer.start()
+        stack.callback(timer.cancel)
+        for _ in range(2):
+            wait_until(lambda: served.http.get("/api/model/status", params={"model": "e"}).json()["state"] == "ready")
+            status = served.http.get("/api/model/status", params={"model": "e"}).json()
+            with Path(f"{status['log_stem']}{status['life']}.log").open("a", encoding="utf-8") as log:
+                log.write("it begins\n")  # so that what follows is known to be followed
+            lines = map(json.loads, follower.stdout)
+            assert next(line["life"] for line in lines if line["line"] == "it begins") == status["life"]
+            os.kill(status["pid"], signal.SIGSEGV)
+            crashed.append(status["life"])
+            line = next(line for line in lines if "Fatal Python error" in line["line"])
+            assert (line["worker"], line["life"]) == ("e#1", crashed[-1])
+        follower.send_signal(signal.SIGINT)
+        _, said = follower.communicate(timeout=DEADLINE_S)
+    assert crashed[0] != crashed[1]
+    assert "Traceback" not in said
+    forgellm("unload", "e", "--url", served.url)
 
 
 @pytest.mark.e2e

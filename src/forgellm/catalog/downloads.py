@@ -3,6 +3,7 @@
 Must not import huggingface_hub or go to the network: the processes do. They end with whoever holds this.
 """
 
+import contextlib
 import logging
 import os
 import selectors
@@ -30,6 +31,7 @@ RUNNING = 4
 KEPT = 64
 SILENCE_S = 180.0  # a process that says nothing for so long is stopped: it speaks at every block it gets
 TERM_S = 2.0  # from SIGTERM to SIGKILL
+KILL_S = 1.0  # from SIGKILL to nobody waiting any more
 SPEED_WINDOW = 25  # reports, about 5 s
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -297,10 +299,11 @@ def _news(process: "subprocess.Popen[bytes]") -> Iterator[News]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, then SIGKILL; returns when it is gone. Both of a job's thread and a canceller may call it."""
+    """SIGTERM, then SIGKILL, each with a wait for its end. Both of a job's thread and a canceller may call it."""
     process.terminate()
     try:
         process.wait(TERM_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a disk that does not answer holds it
+            process.wait(KILL_S)

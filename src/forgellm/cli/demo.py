@@ -3,6 +3,7 @@
 Everything goes through the daemon's HTTP API and the system's own process table, as an outsider would see it.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -159,7 +160,8 @@ def _stop(daemon: "subprocess.Popen[bytes]") -> list[str]:
         code = daemon.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         daemon.kill()
-        daemon.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.wait(GRACE_S)
         return [f"the daemon, {daemon.pid}, until it was killed"]
     if code != 0:
         raise _Failed(f"the daemon ended with exit code {code}")

@@ -226,7 +226,8 @@ class Guardian:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_WAIT_S)
 
     def _start(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
