@@ -161,10 +161,15 @@ ROWS: dict[int, Row] = {
         "loads race for the last memory",
         f"{MEMORY}test_chaos_030_of_loads_that_race_for_the_last_memory_one_wins_and_reservations_come_back",
     ),
-    31: ("a flood of tokens", f"{FAULTS}test_chaos_031_a_flood_of_tokens_holds_nobody_else_up"),
+    31: (
+        "a flood of tokens",
+        f"{FAULTS}test_chaos_031_a_flood_of_tokens_holds_nobody_else_up",
+        f"{HANGS}test_chaos_031_no_more_of_a_flood_of_tokens_waits_in_the_supervisor_than_it_can_soon_take_in",
+    ),
     32: (
         "a flood of requests",
         f"{FAULTS}test_chaos_032_a_flood_of_requests_is_refused_beyond_the_queue_and_served_in_order",
+        f"{HANGS}test_chaos_032_whoever_asks_for_thousands_at_once_waits_and_all_others_are_heard",
     ),
     33: (
         "a request to a worker that dies now",

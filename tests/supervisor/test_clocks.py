@@ -9,10 +9,10 @@ from world import World
 from forgellm.errors import RequestCrashesWorker, WorkerDied
 from forgellm.messages import Hello, Imported, Loading
 from forgellm.states import WorkerState
-from forgellm.supervisor.clocks import Pulse, WorkerClocks
+from forgellm.supervisor.clocks import DUMP_S, WAKE_S, Pulse, WorkerClocks
 
 LOG = "/logs/worker-1.log"
-DUMP = [signal.SIGUSR1, signal.SIGCONT]
+DUMP = [signal.SIGCONT, signal.SIGUSR1]
 
 
 class Hearts:
@@ -77,8 +77,10 @@ def test_a_hung_worker_writes_its_stacks_and_is_killed_a_second_later() -> None:
     hearts.run(14)
     assert world.signals(life) == []
     hearts.run(1)
+    assert world.signals(life) == [signal.SIGCONT]
+    world.wait(WAKE_S)
     assert world.signals(life) == DUMP
-    hearts.run(1)
+    world.wait(DUMP_S)
     assert world.signals(life) == [*DUMP, signal.SIGKILL]
     world.die(life)
     assert world.worker().state is WorkerState.STARTING
@@ -113,6 +115,7 @@ def test_a_worker_that_is_killed_for_hanging_counts_as_a_crash() -> None:
         hearts.look()
         hearts.idle.add(life)
         hearts.run(60)
+        world.wait(WAKE_S)
         assert world.signals(life) == DUMP
         world.die(life)
     assert isinstance(world.news(request), RequestCrashesWorker)
@@ -136,6 +139,7 @@ def test_the_progress_limit_of_a_model_overrides_the_setting() -> None:
     hearts.look()
     hearts.idle.add(life)
     hearts.run(5)
+    world.wait(WAKE_S)
     assert world.signals(life) == DUMP
 
 
@@ -150,6 +154,7 @@ def test_a_load_without_progress_fails_with_the_reason() -> None:
     hearts.run(119)
     assert world.signals(life) == []
     hearts.run(1)
+    world.wait(WAKE_S)
     assert world.signals(life) == DUMP
     world.die(life)
     failure = world.news("load")
@@ -184,6 +189,7 @@ def test_chaos_081_after_the_machine_slept_the_clocks_start_anew(gap_s: float) -
     hearts.run(9)
     assert world.signals(life) == []
     hearts.run(1)
+    world.wait(WAKE_S)
     assert world.signals(life) == DUMP
 
 
@@ -197,6 +203,7 @@ def test_a_spare_that_hangs_is_replaced() -> None:
     hearts.stopped.add(life)
     hearts.look()
     hearts.run(15)
+    world.wait(WAKE_S)
     assert world.signals(life) == DUMP
     world.load()
     assert world.alive[-1] != life

@@ -112,7 +112,7 @@ class CheckedWorld(World):
                     self._told(self.workers[life], command)
                 case Signal(life, number):
                     self.workers[life].must_go |= number in {signal.SIGTERM, signal.SIGKILL}
-                    self.workers[life].is_condemned |= number in {signal.SIGUSR1, signal.SIGKILL}
+                    self.workers[life].is_condemned |= number in {signal.SIGCONT, signal.SIGKILL}
                 case Deliver(to, news):
                     self._delivered(to, news)
                 case Announce(worker, _, old, new):

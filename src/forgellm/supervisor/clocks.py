@@ -12,6 +12,12 @@ GAP_S = 5.0
 """Looks further apart than this mean that the supervisor itself stood still (a laptop that slept, a starved machine):
 nothing can be said about the time between, and all clocks start anew."""
 
+WAKE_S = 0.1
+"""From SIGCONT, as a worker that was stopped can write nothing, to the signal that makes it write the stacks of its
+threads to its log. Sent at once, any thread of those that wake takes it, and runs beside the main thread whose stack it
+writes: of 2,500 such dumps one crashed (CPython 3.11; none of 6,000 that waited). A process that runs is given it in
+its main thread."""
+
 DUMP_S = 1.0
 """From the signal that makes a worker write the stacks of its threads to its log, to SIGKILL."""
 

@@ -24,7 +24,7 @@ from forgellm.messages import (
     Unload,
 )
 from forgellm.states import HAS_PROCESS, WorkerState, check_move
-from forgellm.supervisor.clocks import DUMP_S
+from forgellm.supervisor.clocks import DUMP_S, WAKE_S
 from forgellm.supervisor.effects import Announce, Progressed, Send, Signal, Spawn
 from forgellm.supervisor.outbox import Outbox
 from forgellm.supervisor.restart import Fault, RestartPolicy, shrunk
@@ -42,7 +42,7 @@ class Lifecycle:
     def __init__(self, settings: Settings, out: Outbox) -> None:
         self.slots: dict[int, Slot] = {}  # by life, while a process exists
         self.spare: Spare | None = None
-        self._doomed: dict[int, float] = {}  # spares told to go, workers that hang: life -> when to kill them
+        self._doomed: dict[int, tuple[float, signal.Signals]] = {}  # who must go: when to send what next
         self._spare_failures = 0
         self._engine = _likely_engine(settings)
         self._lives = 0
@@ -290,16 +290,14 @@ class Lifecycle:
         return math.inf
 
     def condemn(self, life: int, verdict: str, now: float) -> None:
-        """A worker that hangs: have it write its stacks to its log, then kill it. SIGCONT, for one that was stopped
-        can write nothing."""
+        """A worker that hangs: wake it, have it write its stacks to its log, then kill it."""
         if life in self.slots:
             slot = self.slots[life]
             slot.death_words, slot.death_cause, slot.is_killed = verdict, "hang", True
         elif self.spare and self.spare.life == life:
             self.spare = None
             self._spare_failures += 1
-        self._doomed[life] = now + DUMP_S
-        self._out.do(Signal(life, signal.SIGUSR1))
+        self._doomed[life] = (now + WAKE_S, signal.SIGUSR1)
         self._out.do(Signal(life, signal.SIGCONT))
 
     def _abort_all(self, slot: Slot) -> None:
@@ -338,25 +336,27 @@ class Lifecycle:
 
     def dismiss_spare(self, now: float) -> None:
         if self.spare:
-            self._doomed[self.spare.life] = now + self._settings.term_timeout_s
+            self._doomed[self.spare.life] = (now + self._settings.term_timeout_s, signal.SIGKILL)
             self._out.do(Signal(self.spare.life, signal.SIGTERM))
             self.spare = None
 
     def tick_spares(self, now: float) -> None:
-        """SIGKILL for a spare that never said hello, or does not go, and for whoever hangs."""
-        for life, kill_at in self._doomed.items():
-            if now >= kill_at:
-                self._doomed[life] = now + self._settings.term_timeout_s
-                self._out.do(Signal(life, signal.SIGKILL))
+        """SIGKILL for a spare that never said hello, or does not go; for whoever hangs, its stacks first."""
+        for life, (at, number) in self._doomed.items():
+            if now >= at:
+                wait_s = DUMP_S if number is signal.SIGUSR1 else self._settings.term_timeout_s
+                self._doomed[life] = (now + wait_s, signal.SIGKILL)
+                self._out.do(Signal(life, number))
         if self.spare and now >= self.spare.deadline:
-            self._doomed[self.spare.life] = now + self._settings.term_timeout_s
+            self._doomed[self.spare.life] = (now + self._settings.term_timeout_s, signal.SIGKILL)
             self._out.do(Signal(self.spare.life, signal.SIGKILL))
             self.spare = None  # no load may adopt it now
             self._spare_failures += 1
 
     def spare_deadline(self) -> float:
         """When tick_spares() is next worth calling; infinite if never."""
-        return min([*self._doomed.values(), self.spare.deadline if self.spare else math.inf])
+        dooms = [at for at, _ in self._doomed.values()]
+        return min([*dooms, self.spare.deadline if self.spare else math.inf])
 
     @property
     def has_processes(self) -> bool:
