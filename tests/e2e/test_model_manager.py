@@ -103,7 +103,8 @@ def test_clients_that_come_at_once_start_one_daemon_and_it_outlives_them(setting
     for _ in range(60):  # defect 5 of 0.4.7: a pipe that nobody read stopped it after 53 requests
         manager.status()
     assert manager.about().pid == process.pid
-    assert "serving on" in UnixAddress(settings.socket_path).log_path.read_text("utf-8")
+    log = UnixAddress(settings.socket_path).log_path
+    wait_until(lambda: "serving on" in log.read_text("utf-8"))  # it answers its socket before it serves HTTP
 
 
 def test_its_settings_are_those_of_the_client_and_all_clients_see_the_same(settings):
