@@ -15,8 +15,10 @@ WORKERS = ("tests/supervisor", "tests/chaos")
 WAITING = tuple(
     f"tests/{each}.py" for each in ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull")
 )
-REST = tuple(f"--ignore={path}" for path in (*WORKERS, *WAITING))
-LANES = {"workers": WORKERS, "the rest": REST, "mostly asleep": WAITING}  # the first two as long as each other
+COMPUTING = ("tests/worker",)
+REST = tuple(f"--ignore={path}" for path in (*WORKERS, *WAITING, *COMPUTING))
+LANES = {"workers": WORKERS, "the rest": REST, "mostly asleep": WAITING, "computing": COMPUTING}
+NICE = {"computing": ("nice", "-n", "15")}  # it gets what the others leave: they have limits of time, it has none
 NO_TESTS = 5  # pytest's code for a lane that the options left none; not all lanes may be so
 DEADLINE_S = 80 * 60.0  # ends a lane that hangs; each test has a timeout of its own
 
@@ -25,7 +27,8 @@ DEADLINE_S = 80 * 60.0  # ends a lane that hangs; each test has a timeout of its
 def lane(name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """pytest with its output kept until the end, because two at once cannot be read."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([sys.executable, "-m", "pytest", *options], stdout=log, stderr=log)
+        command = [*NICE.get(name, ()), sys.executable, "-m", "pytest", *options]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         started = time.monotonic()
         try:
             yield process
