@@ -198,6 +198,11 @@ def test_the_logs_of_a_worker_and_the_events_of_the_daemon_are_printed(served):
     forgellm("unload", "late", "--url", served.url)
 
 
+def ready_life(served: Daemon, model: str) -> int | None:
+    status = served.http.get("/api/model/status", params={"model": model}).json()
+    return status["life"] if status["state"] == "ready" else None
+
+
 @pytest.mark.e2e
 def test_logs_that_are_followed_go_on_in_the_next_lives_of_a_worker_that_crashes(served):
     """What a crash says of itself is in the log of its life. Ctrl-C ends the command without a traceback."""
@@ -213,7 +218,7 @@ def test_logs_that_are_followed_go_on_in_the_next_lives_of_a_worker_that_crashes
         timer.start()
         stack.callback(timer.cancel)
         for _ in range(2):
-            wait_until(lambda: served.http.get("/api/model/status", params={"model": "e"}).json()["state"] == "ready")
+            wait_until(lambda: ready_life(served, "e") not in (None, *crashed))
             status = served.http.get("/api/model/status", params={"model": "e"}).json()
             with Path(f"{status['log_stem']}{status['life']}.log").open("a", encoding="utf-8") as log:
                 log.write("it begins\n")  # so that what follows is known to be followed
