@@ -14,9 +14,9 @@ nothing can be said about the time between, and all clocks start anew."""
 
 WAKE_S = 0.1
 """From SIGCONT, as a worker that was stopped can write nothing, to the signal that makes it write the stacks of its
-threads to its log. Sent at once, any thread of those that wake takes it, and runs beside the main thread whose stack it
-writes: of 2,500 such dumps one crashed (CPython 3.11; none of 6,000 that waited). A process that runs is given it in
-its main thread."""
+threads to its log. Sent at once, any thread of those that wake may take it, and runs beside the main thread whose stack
+it writes, which can crash (CPython 3.11). Linux prefers the main thread of a process that runs. Whether the wait makes
+crashes rarer was not shown: see decision 0006."""
 
 DUMP_S = 1.0
 """From the signal that makes a worker write the stacks of its threads to its log, to SIGKILL."""
