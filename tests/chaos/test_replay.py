@@ -113,7 +113,6 @@ def test_chaos_009_texts_are_those_of_an_undisturbed_run_however_often_the_worke
     replay(tmp_path, str(folder), 150, 3, lambda: bare_load(folder))
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_demo_model_goes_on_where_it_was_too() -> None:
     from benchmarks.models import demo_folder
