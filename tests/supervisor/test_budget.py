@@ -569,4 +569,17 @@ def test_limits_and_kills_of_the_cgroup_are_read_and_their_absence_is_no_error(t
     (root / "pod" / "memory.max").write_text("5000\n")
     (inner / "memory.events").write_text("oom 2\noom_kill 7\n")
     assert (cgroup_limit_bytes(root, own), oom_kills(root, own)) == (5000, 7)
-    assert oom_kills(root, tmp_path / "missing") == 0
+    assert (cgroup_limit_bytes(root, tmp_path / "missing"), oom_kills(root, tmp_path / "missing")) == (float("inf"), 0)
+
+
+def test_limits_and_kills_of_an_older_systems_cgroup_are_read_where_it_has_the_memory(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    inner = root / "memory" / "pod" / "box"
+    inner.mkdir(parents=True)
+    own.write_text("8:pids:/pod\n4:memory:/pod/box\n0::/\n")
+    (root / "memory.max").write_text("1\n")
+    (inner / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert (cgroup_limit_bytes(root, own), oom_kills(root, own)) == (float("inf"), 0)
+    (root / "memory" / "pod" / "memory.limit_in_bytes").write_text("5000\n")
+    (inner / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")
+    assert (cgroup_limit_bytes(root, own), oom_kills(root, own)) == (5000, 7)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pools import DEADLINE_S, StartPool, wait_until
 from forgellm import Supervisor
 from forgellm.errors import ForgeLLMError, InsufficientMemory, RequestCrashesWorker
 from forgellm.states import WorkerState
-from forgellm.supervisor import WorkerStatus, loop
+from forgellm.supervisor import WorkerStatus, loop, memory
 from forgellm.supervisor.effects import Died
 from forgellm.supervisor.memory import OomWatch
 from invariants import bystander
@@ -187,26 +188,69 @@ def found_workers(pool: Supervisor) -> tuple[WorkerStatus, ...]:
 IN_A_CGROUP = """
 import os, pathlib, sys
 from forgellm import ModelConfig, Settings, Supervisor
-from forgellm.errors import WorkerDied
-group = pathlib.Path(sys.argv[1])
+from forgellm.errors import ModelFailed, WorkerDied
+from invariants import bystander, sound_pool
+group, size = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 (group / "cgroup.procs").write_text(str(os.getpid()))
-size = int((group / "memory.max").read_text())
-models = {"e": ModelConfig(source="echo", options={"allocate_bytes": size})}
-with Supervisor(Settings(models=models, cache_dir=sys.argv[2], spare=False, memory_budget_bytes=100 * size)) as pool:
-    try:
-        pool.load("e")
-    except WorkerDied as error:
-        print(error)
+large, leak = {"allocate_bytes": size}, {"leak_bytes_per_token": size // 100, "tokens_per_s": 100.0}
+knobs = {"large": large, "leak": leak, "small": {"tokens_per_s": 20.0}}
+models = {name: ModelConfig(source="echo", options=options) for name, options in knobs.items()}
+at_once = {"backoff_initial_s": 0.0, "backoff_max_s": 0.0}
+settings = Settings(models=models, cache_dir=sys.argv[3], spare=False, memory_budget_bytes=100 * size, **at_once)
+with sound_pool(Supervisor(settings)) as pool:
+    pool.load("small")
+    with bystander(pool, "small"):
+        try:
+            pool.load("large")
+        except WorkerDied as error:
+            print(error)
+        generation = pool.generate("leak", " ".join(["word"] * 1000), max_tokens=1000)
+        try:
+            generation.result()
+        except ModelFailed as error:
+            print(error)
 """
+CGROUP_BYTES = 400 * MB
 
 
-@pytest.mark.skipif("TEST_CGROUP" not in os.environ, reason="TEST_CGROUP names no cgroup (v2) with a memory.max")
-def test_chaos_026_a_worker_that_the_kernel_kills_for_memory_is_described_as_such(tmp_path: Path) -> None:
-    """Whoever runs the tests provides the group (`systemd-run --user -p Delegate=yes …`): making one here would meddle
-    with how the machine limits its processes."""
-    command = [sys.executable, "-c", IN_A_CGROUP, os.environ["TEST_CGROUP"], str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "out of memory (oom_kill" in run.stdout, run.stderr
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A group with a limit for memory, for one process of a test; in that of TEST_CGROUP, else in the tests' own."""
+    parent = Path(os.environ["TEST_CGROUP"]) if "TEST_CGROUP" in os.environ else next(memory._cgroups(), None)
+    if parent is None:
+        pytest.skip("this system has no cgroups")
+    group = parent / f"forgellm-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    try:
+        limit = next((group / name for name in memory._LIMITS if (group / name).exists()), None)
+        if limit is None:
+            pytest.skip(f"{parent} hands no control of memory on; TEST_CGROUP may name a cgroup that does")
+        limit.write_text(str(CGROUP_BYTES))
+        for name in ("memory.swap.max", "memory.swappiness"):  # of v2 and v1: else it would be slow, and not killed
+            if (group / name).exists():
+                (group / name).write_text("0")
+        yield group
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_chaos_026_the_kernel_kills_for_memory_in_a_load_and_in_streams_and_takes_nobody_along(
+    cgroup: Path, tmp_path: Path
+) -> None:
+    """A load fails with the reason; so does a model whose memory grows with each token, at the third death: requests
+    that got on are not blamed."""
+    command = [sys.executable, "-c", IN_A_CGROUP, str(cgroup), str(CGROUP_BYTES), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    load, stream = run.stdout.splitlines()
+    assert load.endswith("killed by the system: out of memory (oom_kill of the cgroup), while loading")
+    assert "3 deaths in 300 s" in stream
+    assert stream.endswith("killed by the system: out of memory (oom_kill of the cgroup)")
 
 
 def test_chaos_026_a_request_under_which_the_kernel_kills_for_memory_twice_is_ended(

@@ -14,6 +14,10 @@ import psutil
 INTERVAL_S = 1.0
 TIGHT_INTERVAL_S = 0.25
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of cgroups v2 and v1
+_NO_LIMIT = 1 << 62  # what v1 says where there is none is about twice this
+_EVENTS = ("memory.events", "memory.oom_control")
 _LINUX_SHARE = 0.8
 _MACOS_SHARE = 0.75  # what Metal recommends as the largest working set of larger machines; not measured here
 _RUSAGE_INFO_V0 = 0
@@ -51,16 +55,16 @@ def automatic_budget_bytes() -> int:
     return int(min(total, cgroup_limit_bytes()) * _LINUX_SHARE)
 
 
-def cgroup_limit_bytes(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
-    """The lowest memory.max of this process's cgroup (v2) and those above it; infinite where there is none."""
-    limits = [_text(folder / "memory.max").strip() for folder in _cgroups(root, own)]
-    return min((int(limit) for limit in limits if limit.isdigit()), default=math.inf)
+def cgroup_limit_bytes(root: Path = _CGROUPS, own: Path = _OWN) -> float:
+    """The lowest limit of this process's cgroup and those above it; infinite where there is none."""
+    limits = [_text(folder / name).strip() for folder in _cgroups(root, own) for name in _LIMITS]
+    return min((int(limit) for limit in limits if limit.isdigit() and int(limit) < _NO_LIMIT), default=math.inf)
 
 
-def oom_kills(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """How many processes the kernel has killed for memory in this process's cgroup (v2); 0 where it does not say."""
-    for folder in _cgroups(root, own):
-        for line in _text(folder / "memory.events").splitlines():
+def oom_kills(root: Path = _CGROUPS, own: Path = _OWN) -> int:
+    """How many processes the kernel has killed for memory in this process's cgroup; 0 where it does not say."""
+    for path in (folder / name for folder in _cgroups(root, own) for name in _EVENTS):
+        for line in _text(path).splitlines():
             name, _, count = line.partition(" ")
             if name == "oom_kill" and count.isdigit():
                 return int(count)
@@ -81,14 +85,21 @@ class OomWatch:
         seen, self._seen = self._seen, self._count()
         if self._seen <= seen:
             return ""
-        return "the worker was killed by the system: out of memory (oom_kill in the cgroup's memory.events)"
+        return "the worker was killed by the system: out of memory (oom_kill of the cgroup)"
 
 
-def _cgroups(root: Path, own: Path) -> Iterator[Path]:
-    """The folder of this process's cgroup, then those above it."""
-    path = next((line[3:] for line in _text(own).splitlines() if line.startswith("0::/")), None)
-    folder = root / path.lstrip("/") if path is not None else root.parent / "none"
-    while folder.is_relative_to(root):
+def _cgroups(root: Path = _CGROUPS, own: Path = _OWN) -> Iterator[Path]:
+    """The folder of this process's cgroup, then those above it: of v1's memory controller if it is in use, else of v2.
+    See cgroups(7)."""
+    lines = [line.split(":", 2) for line in _text(own).splitlines()]
+    paths = {controllers: path.lstrip("/") for _, controllers, path in lines}
+    if "memory" in paths:
+        top, folder = root / "memory", root / "memory" / paths["memory"]
+    elif "" in paths:
+        top, folder = root, root / paths[""]
+    else:
+        return
+    while folder.is_relative_to(top):
         yield folder
         folder = folder.parent
 
