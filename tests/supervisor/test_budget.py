@@ -384,16 +384,33 @@ def test_the_runaway_loses_its_newest_request_then_its_life_and_nobody_else_does
     assert machine.commands(quiet) == ["Load", "Generate", "TrimCache"]
 
 
-def test_a_worker_that_shrinks_after_losing_a_request_lives_and_takes_requests_again() -> None:
+def test_a_worker_that_shrinks_after_losing_a_request_lives_and_soon_takes_requests_again() -> None:
     machine = Machine()
     life = machine.hold("a", 20)
     machine.ask("a")
     machine.measure(a=101)
     late = machine.ask("a")
+    machine.measure(a=90)
     assert machine.life_of(late) is None
+    machine.now += 2
     machine.measure(a=90)
     assert machine.life_of(late) == life
     assert machine.signals(life) == []
+
+
+def test_a_worker_that_grows_above_the_limit_again_at_once_is_killed_and_loses_no_second_request() -> None:
+    """In between another one had dropped its caches, so that all were below the limit."""
+    machine = Machine()
+    quiet, runaway = machine.hold("quiet", 10), machine.hold("a", 20)
+    first, second = machine.ask("a"), machine.ask("a")
+    machine.measure(a=71, quiet=30)
+    assert [len(machine.delivered(each)) for each in (first, second)] == [0, 1]
+    machine.now += 0.25
+    machine.measure(a=72, quiet=10)
+    machine.now += 0.25
+    machine.measure(a=91, quiet=10)
+    assert [len(machine.delivered(each)) for each in (first, second)] == [0, 1]
+    assert (machine.signals(runaway), machine.signals(quiet)) == ([signal.SIGKILL], [])
 
 
 def test_a_worker_that_neither_grows_nor_shrinks_loses_one_request_after_the_other_and_then_its_life() -> None:

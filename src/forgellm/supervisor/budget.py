@@ -24,7 +24,7 @@ GROWTH = 1.02
 """A worker that was relieved and then holds so many times as much still grows; a token may have been under way."""
 
 PATIENCE_S = 2.0
-"""How long a relieved worker has to shrink."""
+"""How long a relieved worker has to shrink, and is watched before it gets requests again."""
 
 SUSPECT_SHARE = 0.9
 """A worker that held this share of the budget when a SIGKILL came was probably killed for it."""
@@ -279,6 +279,11 @@ class Budget:
 
     def _outgrown_bytes(self, slot: Slot) -> int:
         return slot.footprint_bytes - self._expected_bytes(slot, self._models[slot.model].order)
+
+    def has_recovered(self, slot: Slot, now: float) -> bool:
+        """Whether a relieved worker shall get requests again. Not as soon as all is below the limit: another worker's
+        dropped caches can be the reason, and if this one still grows, nothing is gained by ending its next request."""
+        return not self.is_above_hard() and now - slot.pressed_at >= PATIENCE_S
 
     def is_due_for_recycling(self, slot: Slot) -> bool:
         """Whether a ready worker has served, or grown, so much that a fresh one shall take its place."""

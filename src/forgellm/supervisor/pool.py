@@ -215,7 +215,7 @@ class Pool:
             if self._budget.is_trim_due(slot, now):
                 slot.trimmed_at = now
                 self._out.do(Send(slot.life, TrimCache()))
-            if slot.pressed_bytes and not self._budget.is_above_hard():
+            if slot.pressed_bytes and self._budget.has_recovered(slot, now):
                 slot.pressed_bytes = 0
                 self._requests.dispatch(self._models[slot.model], now)
             self._renewal.look(self._models[slot.model], now)
