@@ -4,17 +4,12 @@ import gc
 import os
 from collections.abc import Iterator
 
-import hypothesis
 import platformdirs
 import pytest
 
 from leaks import children, held, leftovers
 
 pytest.register_assert_rewrite("invariants")  # what it asserts is then told with its values
-hypothesis.settings.register_profile(  # how long an example takes tells how busy the machine is
-    "forgellm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("forgellm")
 
 
 def pytest_collection_finish() -> None:

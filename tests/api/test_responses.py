@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forgellm.api.errors import Problem
@@ -77,6 +77,7 @@ def answers(draw: st.DrawFn) -> list[Token]:
     return tokens
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # both measure the machine
 @given(answers())
 def test_events_alone_build_the_items_and_lose_nothing(tokens: list[Token]) -> None:
     made = output()

@@ -247,7 +247,9 @@ keys = st.sampled_from(
 )
 
 
-@hypothesis.settings(max_examples=150, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 @given(values=st.dictionaries(keys, json_values, max_size=4))
 def test_whatever_a_config_says_only_errors_of_ours_come_out(
     values: dict[str, Any], settings: Settings, root: Path

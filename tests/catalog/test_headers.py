@@ -18,7 +18,7 @@ TENSORS = model_files.llama_tensors()
 SOUND_GGUF = model_files.gguf(METADATA, TENSORS)
 SOUND_SAFETENSORS = model_files.tensors(model_files.llama_shapes())
 
-bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 edits = st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=9)), max_size=4)
 
 

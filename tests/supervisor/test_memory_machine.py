@@ -138,6 +138,7 @@ MemoryMachine.TestCase.settings = settings(
     max_examples=EXAMPLES // 2,
     stateful_step_count=25,
     report_multiple_bugs=False,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

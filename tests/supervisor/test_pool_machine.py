@@ -502,6 +502,7 @@ PoolMachine.TestCase.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=25,
     report_multiple_bugs=False,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
