@@ -6,7 +6,6 @@ as long as its path, size, time and inode stay.
 
 import contextlib
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -102,4 +101,4 @@ def _remember(file: ModelFile, cache_dir: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=target.parent, encoding="ascii", delete=False) as part:
             part.write(_line(file))
-        os.replace(part.name, target)  # noqa: PTH105 - both are names, not paths
+        Path(part.name).replace(target)
