@@ -59,6 +59,7 @@ def test_the_shim_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 @linux_only
 @pytest.mark.model
+@pytest.mark.alone
 def test_mlx_computes_the_same_much_faster_with_it(tmp_path: Path) -> None:
     """The reference BLAS runs at 3 GFLOPS; anything three times as fast is not it."""
     code = f"""
@@ -69,7 +70,7 @@ import time, mlx.core as mx
 a = mx.random.normal((384, 384), key=mx.random.key(1)); b = mx.random.normal((384, 384), key=mx.random.key(2))
 mx.eval(a @ b)
 best = 9.0
-for _ in range(20):
+for _ in range(5):
     started = time.perf_counter(); c = a @ b; mx.eval(c); best = min(best, time.perf_counter() - started)
 print(name, "|", best, "|", float(c.sum().item()))
 """
