@@ -18,6 +18,7 @@ from forgellm.api.gate import Gate
 from forgellm.api.http_server import HttpServer
 from forgellm.config import Settings
 from forgellm.errors import AddressInUse, ConfigError
+from waiting import wait_until
 
 
 def echo_app() -> Flask:
@@ -137,6 +138,29 @@ def test_chaos_062_a_request_that_drips_in_is_cut_off_and_others_are_served(monk
         slow.sendall(b"GET / HT")
         assert httpx2.get(server.url).text == "here"
         assert read_all(slow) == b""
+
+
+def test_a_new_connection_is_not_taken_for_one_that_was_just_cut_off(monkeypatch):
+    """It gets the number of the other's descriptor: no event may be pending for that."""
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.1)
+    maintenance = http_server._Server.maintenance
+    has_connected = threading.Event()
+
+    def and_somebody_connects(self, now: float) -> None:
+        before = len(self.active_channels)
+        maintenance(self, now)
+        if len(self.active_channels) < before:
+            client.connect(server.address)
+            has_connected.set()
+
+    with serving(echo_app()) as server, connect(server) as slow, socket.socket() as client:
+        client.settimeout(10)
+        slow.sendall(b"GET / HT")
+        wait_until(lambda: server._server.active_channels)
+        monkeypatch.setattr(http_server._Server, "maintenance", and_somebody_connects)
+        assert has_connected.wait(10)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert read_all(client).endswith(b"here")
 
 
 def test_chaos_063_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed(monkeypatch):

@@ -190,18 +190,25 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         assert sock is not None  # noqa: S101 - for mypy: start() has bound it
         self.flask_app = app  # waitress wraps what it calls `application`
         info = (sock.family, sock.type, sock.proto, sock.getsockname())
-        self.next_channel_cleanup = math.inf  # waitress never does it by its clock: readable() does, by ours
-        self._next_cleanup = self._deaf_until = 0.0
+        self.next_channel_cleanup = math.inf  # waitress never does it by its clock: run() does, by ours
+        self._deaf_until = 0.0
         self._last_resort: int | None = os.open(os.devnull, os.O_RDONLY)
         super().__init__(app, {}, True, sock, dispatcher=dispatcher, adj=adjustments, bind_socket=False, sockinfo=info)
 
+    def run(self) -> None:
+        """Serve until every socket is closed. Slow peers are cut off between two turns of the loop: within one, events
+        may be pending for their descriptors, whose numbers the next connections get."""
+        next_cleanup = 0.0
+        while self._map:
+            now = time.monotonic()
+            if now >= next_cleanup:
+                next_cleanup = now + self.adj.cleanup_interval
+                self.maintenance(now)
+            wasyncore.loop(self.adj.asyncore_loop_timeout, self.adj.asyncore_use_poll, self._map, count=1)
+
     def readable(self) -> bool:
         """Whether to look for new connections; called at each turn of the loop."""
-        now = time.monotonic()
-        if now >= self._next_cleanup:
-            self._next_cleanup = now + self.adj.cleanup_interval
-            self.maintenance(now)
-        return now >= self._deaf_until and bool(super().readable())
+        return time.monotonic() >= self._deaf_until and bool(super().readable())
 
     def accept(self) -> tuple[socket.socket, Any] | None:
         """A connection. Without a descriptor for it, its client is told so and sent away, and this says None."""
