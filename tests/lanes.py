@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 WORKERS = ("tests/supervisor", "tests/chaos")
 WAITING = tuple(
-    f"tests/{each}.py" for each in ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull")
+    f"tests/{each}.py"
+    for each in ("test_selftest", "e2e/test_otel", "e2e/test_daemon_process", "e2e/test_pull", "e2e/test_refusals")
 )
 COMPUTING = ("tests/worker",)
 REST = tuple(f"--ignore={path}" for path in (*WORKERS, *WAITING, *COMPUTING))

@@ -24,6 +24,8 @@ BAD = (
     "catalog/test_bad_models.py::"
     "test_chaos_046_048_049_050_051_052_053_055_a_broken_model_is_refused_by_name_in_under_a_second"
 )
+REFUSALS = "e2e/test_refusals.py::"
+BROKEN = f"{REFUSALS}test_chaos_046_048_049_050_051_052_053_055_broken_models_are_refused_and_nobody_notices"
 HTTP = "api/test_http_server.py::"
 API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
@@ -218,6 +220,7 @@ ROWS: dict[int, Row] = {
         "broken safetensors headers",
         BAD,
         "catalog/test_headers.py::test_chaos_046_a_damaged_safetensors_header_gives_an_error_of_ours_or_a_sound_one",
+        BROKEN,
     ),
     47: (
         "weights with flipped bits",
@@ -226,22 +229,33 @@ ROWS: dict[int, Row] = {
         f"{INTEGRITY}test_chaos_047_without_a_known_sha256_it_says_unverified",
         DAMAGED,
     ),
-    48: ("a broken config.json", BAD),
-    49: ("impossible sizes in the config", BAD),
-    50: ("a million layers", BAD),
-    51: ("a config that names code", BAD, "worker/test_mlx_load.py::test_chaos_051_no_code_of_a_model_folder_runs"),
-    52: ("a tokenizer that names code", BAD),
-    53: ("weights that are a pickle", BAD),
-    54: ("a request that asks to trust remote code", f"{SCHEMAS}test_chaos_054_no_body_can_ask_for_remote_code"),
+    48: ("a broken config.json", BAD, BROKEN),
+    49: ("impossible sizes in the config", BAD, BROKEN),
+    50: ("a million layers", BAD, BROKEN),
+    51: (
+        "a config that names code",
+        BAD,
+        "worker/test_mlx_load.py::test_chaos_051_no_code_of_a_model_folder_runs",
+        BROKEN,
+    ),
+    52: ("a tokenizer that names code", BAD, BROKEN),
+    53: ("weights that are a pickle", BAD, BROKEN),
+    54: (
+        "a request that asks to trust remote code",
+        f"{SCHEMAS}test_chaos_054_no_body_can_ask_for_remote_code",
+        f"{REFUSALS}test_chaos_054_057_091_hostile_names_origins_and_remote_code_are_refused",
+    ),
     55: (
         "a broken tokenizer or template",
         BAD,
         "worker/test_prompt.py::test_chaos_055_what_the_template_refuses_is_the_callers_error",
+        BROKEN,
     ),
     56: (
         "a model removed while it is loaded",
         "catalog/test_bad_models.py::test_chaos_056_a_model_that_was_removed_is_not_found_the_next_time",
         "catalog/test_bad_models.py::test_chaos_056_a_model_that_was_replaced_is_checked_again",
+        f"{REFUSALS}test_chaos_056_060_a_model_whose_files_are_gone_answers_on_until_it_is_unloaded",
     ),
     57: (
         "names that climb out of their folder",
@@ -249,16 +263,19 @@ ROWS: dict[int, Row] = {
         "catalog/test_resolve.py::test_chaos_057_a_link_out_of_models_dir_is_refused",
         "catalog/test_resolve.py::test_chaos_057_another_case_is_another_name",
         f"{API}test_chaos_057_a_hostile_name_is_refused",
+        f"{REFUSALS}test_chaos_054_057_091_hostile_names_origins_and_remote_code_are_refused",
     ),
     58: (
         "bodies that are not one clean JSON object",
         f"{SCHEMAS}test_chaos_058_bytes_that_are_not_one_clean_json_object_are_refused_with_the_place",
         f"{SCHEMAS}test_chaos_058_only_json_is_read",
+        f"{REFUSALS}test_chaos_058_059_060_bodies_that_cannot_be_answered_are_refused_by_every_api",
     ),
     59: (
         "parameters out of bounds",
         f"{SCHEMAS}test_chaos_059_a_value_out_of_bounds_is_refused_by_name",
         f"{SUPERVISOR}test_chaos_059_a_parameter_that_cannot_be_is_refused_by_name",
+        f"{REFUSALS}test_chaos_058_059_060_bodies_that_cannot_be_answered_are_refused_by_every_api",
     ),
     60: (
         "empty, huge and broken prompts",
@@ -266,6 +283,8 @@ ROWS: dict[int, Row] = {
         "worker/test_prompt.py::test_chaos_060_text_that_cannot_fit_is_refused_before_it_is_tokenized",
         "worker/test_prompt.py::test_chaos_060_half_a_surrogate_pair_is_refused",
         "worker/test_prompt.py::test_chaos_060_a_control_token_written_in_a_message_stays_plain_text",
+        f"{REFUSALS}test_chaos_056_060_a_model_whose_files_are_gone_answers_on_until_it_is_unloaded",
+        f"{REFUSALS}test_chaos_058_059_060_bodies_that_cannot_be_answered_are_refused_by_every_api",
     ),
     61: (
         "lengths that lie, bombs, endless headers",
@@ -273,11 +292,17 @@ ROWS: dict[int, Row] = {
         f"{HTTP}test_chaos_061_a_chunked_body_over_the_limit_is_cut_off",
         f"{HTTP}test_chaos_061_headers_without_end_are_refused",
         f"{SCHEMAS}test_chaos_061_a_compressed_body_is_refused_unread",
+        f"{REFUSALS}test_chaos_061_066_sockets_that_speak_no_clean_http_cost_nobody_anything",
     ),
-    62: ("a request that drips in", f"{HTTP}test_chaos_062_a_request_that_drips_in_is_cut_off_and_others_are_served"),
+    62: (
+        "a request that drips in",
+        f"{HTTP}test_chaos_062_a_request_that_drips_in_is_cut_off_and_others_are_served",
+        f"{REFUSALS}test_chaos_062_063_who_sends_or_reads_too_slowly_is_cut_off_and_the_others_are_served",
+    ),
     63: (
         "a client that does not read",
         f"{HTTP}test_chaos_063_a_client_that_never_reads_is_cut_off_and_its_stream_is_closed",
+        f"{REFUSALS}test_chaos_062_063_who_sends_or_reads_too_slowly_is_cut_off_and_the_others_are_served",
     ),
     64: ("a client leaves in mid-stream", f"{API}test_chaos_064_065_a_client_that_leaves_ends_its_generation"),
     65: (
@@ -290,6 +315,7 @@ ROWS: dict[int, Row] = {
         f"{HTTP}test_chaos_066_a_head_request_has_no_body",
         f"{HTTP}test_chaos_066_pipelined_requests_are_answered_in_order",
         f"{HTTP}test_chaos_066_garbage_is_a_json_error",
+        f"{REFUSALS}test_chaos_061_066_sockets_that_speak_no_clean_http_cost_nobody_anything",
     ),
     67: (
         "aborts that are late, double or foreign",
@@ -301,6 +327,7 @@ ROWS: dict[int, Row] = {
         f"{POOL}test_chaos_068_two_loads_of_the_same_model_share_one_worker",
         f"{POOL}test_chaos_068_a_loading_worker_is_termed_at_once_and_its_load_hears_of_it",
         f"{POOL}test_chaos_068_running_requests_finish_before_the_unload_and_new_ones_are_refused",
+        f"{REFUSALS}test_chaos_068_loads_and_unloads_into_each_other_have_an_answer_each",
     ),
     69: (
         "thousands of requests at once over HTTP",
@@ -365,12 +392,14 @@ ROWS: dict[int, Row] = {
         "a silent peer on the control socket",
         f"{SOCKET}test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped_after_a_second",
         f"{TLS}test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped",
+        f"{REFUSALS}test_chaos_083_084_086_089_bad_peers_of_the_control_socket_cost_nobody_anything",
     ),
     84: (
         "garbage on the control socket",
         f"{SOCKET}test_chaos_084_a_bad_peer_is_dropped_and_the_next_one_served",
         f"{SOCKET}test_chaos_084_a_client_with_another_key_is_refused_and_so_is_a_daemon",
         f"{TLS}test_chaos_084_a_bad_peer_is_refused_told_once_and_the_others_are_served",
+        f"{REFUSALS}test_chaos_083_084_086_089_bad_peers_of_the_control_socket_cost_nobody_anything",
     ),
     85: (
         "another user on the control socket",
@@ -380,6 +409,7 @@ ROWS: dict[int, Row] = {
         "a pickle on the control socket",
         f"{SOCKET}test_chaos_086_a_pickle_is_a_bad_frame_and_does_not_run",
         f"{TLS}test_chaos_086_a_pickle_does_not_run_before_or_after_the_handshake",
+        f"{REFUSALS}test_chaos_083_084_086_089_bad_peers_of_the_control_socket_cost_nobody_anything",
     ),
     87: (
         "the supervisor restarts under a live web server",
@@ -395,6 +425,7 @@ ROWS: dict[int, Row] = {
     89: (
         "versions of the protocol that differ",
         f"{SOCKET}test_chaos_089_another_version_is_refused_with_both_named",
+        f"{REFUSALS}test_chaos_083_084_086_089_bad_peers_of_the_control_socket_cost_nobody_anything",
     ),
     90: (
         "two dirty ends in a row",
@@ -405,6 +436,7 @@ ROWS: dict[int, Row] = {
         "a hostile web page",
         "api/test_security.py::test_chaos_091_a_name_that_was_rebound_to_this_machine_is_not",
         "api/test_security.py::test_chaos_091_no_other_origin_may_post_by_default",
+        f"{REFUSALS}test_chaos_054_057_091_hostile_names_origins_and_remote_code_are_refused",
     ),
     92: (
         "malicious output of a model",

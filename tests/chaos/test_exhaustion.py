@@ -159,14 +159,15 @@ def test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once
 def test_chaos_076_a_disk_that_takes_no_log_costs_no_worker_and_no_answer(tmp_path: Path) -> None:
     """What workers print is lost; they load, answer, die and come back as ever."""
     toml = ECHO.replace("preload = true", f'options = {{print_at_load = "{"loud " * 2000}"}}')
-    with daemon(tmp_path, "spare = false\n" + toml) as served:
+    with daemon(tmp_path, "spare = false\n" + toml + BYSTANDER) as served:
         stem = served.http.get("/api/model/status").json()["log_stem"]
-        for life in range(1, 5):
+        for life in range(1, 6):
             Path(f"{stem}{life}.log").symlink_to("/dev/full")
         pid = wait_until_loaded(served)["pid"]
-        assert ask(served).json()["text"] == "one two"
-        os.kill(pid, signal.SIGKILL)
-        assert ask(served).json()["text"] == "one two"
+        with sound_daemon(served):
+            assert ask(served).json()["text"] == "one two"
+            os.kill(pid, signal.SIGKILL)
+            assert ask(served).json()["text"] == "one two"
         assert served.http.get("/api/model/status", params={"model": "e"}).json()["restarts"] == 1
         assert served.stop() == 0
 

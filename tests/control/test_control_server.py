@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
 from control_parts import FakePool, served
 
+from bad_peers import bad_peers
+from broken_models import Evil
 from forgellm import ModelManager
 from forgellm.control import frames, handshake, remote, server
 from forgellm.control.frames import Failed, Hello
@@ -93,21 +94,6 @@ def test_chaos_083_silent_peers_hold_nobody_up_and_are_dropped_after_a_second(tm
         assert 0.9 < time.monotonic() - begun < 20
 
 
-def bad_peers():
-    hello = frames.encode(Hello(frames.PROTOCOL, "1", bytes(handshake.NONCE_BYTES)))
-    return {
-        "closes at once": b"",
-        "closes in its first frame": hello[:9],
-        "speaks HTTP": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        "boasts": b"\x7f\xff\xff\xff",
-        "sends garbage": os.urandom(4096),
-        "sends a short nonce": frames.encode(Hello(frames.PROTOCOL, "1", b"")),
-        "calls before it has proved itself": frames.encode(frames.Status()),
-        "sends a wrong proof": hello + frames.encode(frames.Proof(bytes(32))),
-        "replays another's proof": hello + frames.encode(frames.Proof(os.urandom(32))),
-    }
-
-
 @pytest.mark.parametrize("how", bad_peers())
 def test_chaos_084_a_bad_peer_is_dropped_and_the_next_one_served(tmp_path, caplog, how, no_leaks):
     with served(tmp_path) as place:
@@ -152,14 +138,6 @@ def test_chaos_085_another_user_is_refused_though_the_folder_be_open(tmp_path, c
             run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
             assert run.stdout.strip() == "b''", run.stderr
     assert [record.message for record in caplog.records if "65534" in record.message] == [caplog.records[0].message]
-
-
-class Evil:
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self):
-        return (Path.touch, (self.canary,))
 
 
 def test_chaos_086_a_pickle_is_a_bad_frame_and_does_not_run(tmp_path):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from daemons import Daemon, daemon, still_running
+from invariants import BYSTANDER, sound_daemon
 
 pytestmark = pytest.mark.e2e
 
@@ -91,11 +92,12 @@ def test_chaos_072_a_port_in_use_ends_it_with_3_and_its_owner_before_any_worker(
 
 @pytest.mark.chaos
 def test_chaos_073_a_second_daemon_ends_with_3_and_the_owner_of_the_first(tmp_path):
-    with daemon(tmp_path, ECHO) as first:
+    with daemon(tmp_path, ECHO + BYSTANDER) as first:
         wait_loaded(first)
         command = [sys.executable, "-m", "forgellm.daemon", "--port", "0", "--model", "echo"]
         env = {**os.environ, "FORGELLM_CACHE_DIR": str(tmp_path)}
-        second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=env)
+        with sound_daemon(first):
+            second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=env)
         assert second.returncode == 3
         assert f"process {first.process.pid} is the daemon" in second.stderr
         assert "starting" not in second.stderr

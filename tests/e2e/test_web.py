@@ -21,6 +21,7 @@ import pytest
 from daemons import Daemon, daemon
 from forgellm import ModelManager
 from forgellm.errors import SupervisorUnavailable
+from invariants import BYSTANDER, sound_daemon
 from waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -108,7 +109,9 @@ def loaded(served: Daemon) -> ModelManager:
 
 
 def in_flight(manager: ModelManager) -> int:
-    return manager.status().models[0].in_flight
+    found = manager.status().model("e")
+    assert found is not None
+    return found.in_flight
 
 
 @pytest.mark.chaos
@@ -122,10 +125,11 @@ def test_chaos_070_sync_workers_are_refused_at_the_start_with_the_reason(tmp_pat
 
 @pytest.mark.chaos
 def test_chaos_070_a_stream_outlasts_the_timeout_of_gunicorns_threads(tmp_path):
-    with daemon(tmp_path, TOML) as served, gunicorn(tmp_path, "--timeout", "1") as http:
+    with daemon(tmp_path, TOML + BYSTANDER) as served, gunicorn(tmp_path, "--timeout", "1") as http:
         loaded(served)
-        stream = Stream(http)
-        stream.join(DEADLINE_S)
+        with sound_daemon(served):
+            stream = Stream(http)
+            stream.join(DEADLINE_S)
         assert stream.text == WORDS
         assert stream.last["type"] == "complete"
         assert stream.last["generation_time"] > 2.5
@@ -133,21 +137,22 @@ def test_chaos_070_a_stream_outlasts_the_timeout_of_gunicorns_threads(tmp_path):
 
 @pytest.mark.chaos
 def test_chaos_071_a_web_process_that_is_killed_takes_its_own_requests_along_and_no_other(tmp_path):
-    toml = TOML.replace("tokens_per_s = 20.0", "tokens_per_s = 8.0")  # none ends before all have begun
+    toml = TOML.replace("tokens_per_s = 20.0", "tokens_per_s = 8.0") + BYSTANDER  # none ends before all have begun
     with daemon(tmp_path, toml) as served, gunicorn(tmp_path) as http:
         manager = loaded(served)
-        own = manager.generate("e", WORDS)
-        streams = [Stream(http) for _ in range(9)]
-        wait_until(lambda: all(stream.text for stream in streams))
-        assert in_flight(manager) == 10
-        victim, held = Counter(stream.process for stream in streams).most_common()[-1]
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: in_flight(manager) == 10 - held, 2.0)
-        for stream in streams:
-            stream.join(DEADLINE_S)
-        assert all(stream.text == WORDS for stream in streams if stream.process != victim)
-        assert all(stream.last["type"] == "chunk" for stream in streams if stream.process == victim)
-        assert own.result().text == WORDS
+        with sound_daemon(served):
+            own = manager.generate("e", WORDS)
+            streams = [Stream(http) for _ in range(9)]
+            wait_until(lambda: all(stream.text for stream in streams))
+            assert in_flight(manager) == 10
+            victim, held = Counter(stream.process for stream in streams).most_common()[-1]
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: in_flight(manager) == 10 - held, 2.0)
+            for stream in streams:
+                stream.join(DEADLINE_S)
+            assert all(stream.text == WORDS for stream in streams if stream.process != victim)
+            assert all(stream.last["type"] == "chunk" for stream in streams if stream.process == victim)
+            assert own.result().text == WORDS
         wait_until(lambda: http.get("/api/model/status").json()["in_flight"] == 0)
 
 
