@@ -51,6 +51,8 @@ Errors cross process borders as data, `(code, message, field)`, never as pickled
 
 from typing import ClassVar
 
+RETRY_AFTER_S = 1.0  # where nobody knows better
+
 
 class ForgeLLMError(Exception):
     """Root of the tree. `code` is a stable word for programs, `str(error)` a sentence for people."""
@@ -150,6 +152,9 @@ class DownloadDamaged(ModelError):
 
 class Unavailable(ForgeLLMError):
     code = "unavailable"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = RETRY_AFTER_S) -> None:
+        super().__init__(message, field=field, retry_after_s=retry_after_s)
 
 
 class QueueFull(Unavailable):

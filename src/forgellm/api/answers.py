@@ -140,7 +140,7 @@ def begin(requests: Sequence[Request], names: Mapping[str, str] = MappingProxyTy
 def finish_reason(generation: Generation) -> Any:
     """Why it ended. Dialects have no word for an answer that the server ended: that is an error, Unavailable."""
     if generation.finish_reason in {"abort", "error"}:
-        raise Unavailable("the answer was ended before it was complete: its model was unloaded", retry_after_s=1)
+        raise Unavailable("the answer was ended before it was complete: its model was unloaded")
     return generation.finish_reason
 
 

@@ -11,7 +11,7 @@ import msgspec
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
-from forgellm.errors import ForgeLLMError
+from forgellm.errors import RETRY_AFTER_S, ForgeLLMError
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,6 @@ _WORDS_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_t
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 _RETRY_STATUSES = frozenset({429, 503})
-_DEFAULT_RETRY_AFTER_S = 1.0
 
 
 class ForbiddenHost(ForgeLLMError):
@@ -196,7 +195,7 @@ def _other(error: Exception) -> Response:
     response = _respond(problem_of(error))
     if response.status_code in _RETRY_STATUSES:
         given = error.retry_after_s if isinstance(error, ForgeLLMError) else None
-        seconds = _DEFAULT_RETRY_AFTER_S if given is None else given
+        seconds = RETRY_AFTER_S if given is None else given
         response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
     return response
 

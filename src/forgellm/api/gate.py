@@ -43,7 +43,7 @@ class Gate:
                 raise ShuttingDown("the server is shutting down", retry_after_s=5)
             if self._inside >= self._limit:
                 message = f"{self._limit} requests are being served, the most this server takes (max_streams)"
-                raise Unavailable(message, retry_after_s=1)
+                raise Unavailable(message)
             self._inside += 1
 
     def leave(self) -> None:

@@ -131,7 +131,7 @@ class ModelManager:
             return RemoteWatch(link, wants)
         except (LinkLost, BadFrame) as error:
             link.close()
-            raise _Lost(f"the daemon was lost: {error}", retry_after_s=1.0) from error
+            raise _Lost(f"the daemon was lost: {error}") from error
 
     def status(self) -> PoolStatus:
         """An immutable picture of everything, as of now."""
@@ -264,7 +264,7 @@ class ModelManager:
             found: _Result = frames.result(call, answer)
             return found
         except (LinkLost, BadFrame) as error:
-            raise _Lost(f"the daemon was lost before it answered: {error}", retry_after_s=1.0) from error
+            raise _Lost(f"the daemon was lost before it answered: {error}") from error
         finally:
             link.close()
 

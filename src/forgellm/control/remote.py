@@ -188,7 +188,7 @@ class RemoteGeneration(Generation):
 
     def _give_up(self, lost: "_Lost") -> None:
         waited = f"the daemon was lost, and none went on within {self._resume_timeout_s:g} s"
-        self._finish(SupervisorUnavailable(f"{waited}: {lost.why}", retry_after_s=1.0))
+        self._finish(SupervisorUnavailable(f"{waited}: {lost.why}"))
 
     def _end_closed(self) -> None:
         """Closed by us: whoever still reads gets an end, as from a worker that was told to abort."""

@@ -141,7 +141,7 @@ class ControlServer:
     def _turn_away(self, sock: socket.socket) -> None:
         """Answered before any work, and without waiting: a few bytes fit into any new socket's buffer."""
         link = Link(sock, "a client")
-        busy = Unavailable(f"{self._limit} connections are served, the most this daemon takes", retry_after_s=1.0)
+        busy = Unavailable(f"{self._limit} connections are served, the most this daemon takes")
         link.offer(Failed.of(busy), 0.0)
         link.close()
 

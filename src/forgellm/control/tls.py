@@ -45,7 +45,7 @@ class TlsAddress:
         except LinkLost as error:
             link.close()
             remedy = "if it does not know this machine any more, pair them again (`forgellm keys pair`)"
-            raise SupervisorUnavailable(f"{error}; {remedy}", retry_after_s=1.0) from error
+            raise SupervisorUnavailable(f"{error}; {remedy}") from error
         except BaseException:  # whatever it was, it goes on up; only the socket is closed
             link.close()
             raise
@@ -59,14 +59,14 @@ def connect(address: TlsAddress, context: ssl.SSLContext, expected: bytes) -> ss
         plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
     except OSError as error:
         why = error.strerror or str(error)
-        raise SupervisorUnavailable(f"no daemon answers at {address} ({why})", retry_after_s=1.0) from error
+        raise SupervisorUnavailable(f"no daemon answers at {address} ({why})") from error
     try:
         return secure(plain, context, deadline, expected)
     except ssl.SSLCertVerificationError as error:
         raise SupervisorUnavailable(f"{address} has another certificate than the daemon that was paired") from error
     except OSError as error:
         why = f"{address} does not do the TLS handshake ({reason(error)})"
-        raise SupervisorUnavailable(why, retry_after_s=1.0) from error
+        raise SupervisorUnavailable(why) from error
 
 
 def secure(

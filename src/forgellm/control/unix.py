@@ -77,7 +77,7 @@ class UnixAddress:
             raise self._absent(error) from error
         except LinkLost as error:
             link.close()
-            raise SupervisorUnavailable(str(error), retry_after_s=1.0) from error
+            raise SupervisorUnavailable(str(error)) from error
         except BaseException:  # whatever it was, it goes on up; only the socket is closed
             link.close()
             raise
@@ -85,7 +85,7 @@ class UnixAddress:
 
     def _absent(self, error: OSError) -> SupervisorUnavailable:
         why = error.strerror or type(error).__name__
-        return SupervisorUnavailable(f"no daemon answers at {self} ({why})", retry_after_s=1.0)
+        return SupervisorUnavailable(f"no daemon answers at {self} ({why})")
 
 
 class Lock:

@@ -13,8 +13,6 @@ from forgellm.errors import ForgeLLMError, QueueTimeout, RequestTimeout
 from forgellm.messages import Timeouts
 from forgellm.supervisor.slots import Asked, Limits
 
-RETRY_AFTER_S = 1.0
-
 
 def of(config: Settings | ModelConfig) -> Timeouts:
     """What the settings, or those of one model, say of each limit."""
@@ -92,7 +90,7 @@ def _due(asked: Asked) -> tuple[float, float, str]:
 def _error(asked: Asked, limit_s: float, missed: str) -> ForgeLLMError:
     if missed == "queue":
         waited = f"waited {limit_s:g} s in the queue of {asked.request.model} (queue_timeout_s); try again later"
-        return QueueTimeout(waited, retry_after_s=RETRY_AFTER_S)
+        return QueueTimeout(waited)
     words = {
         "first_token": f"no first token within {limit_s:g} s (first_token_timeout_s)",
         "token": f"no further token within {limit_s:g} s (token_timeout_s)",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from forgellm.config import Settings
 from forgellm.errors import (
+    RETRY_AFTER_S,
     ForgeLLMError,
     GpuOutOfMemory,
     InsufficientMemory,
@@ -29,7 +30,6 @@ from forgellm.supervisor.slots import LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan
 
 _S = WorkerState
-RETRY_AFTER_S = 1.0
 
 
 class Loads:
@@ -62,7 +62,7 @@ class Loads:
         """Load a model, or join a load of the same one; see Pool.load."""
         plan = self._budget.plan(order, now)
         if not plan.fits:
-            self._out.deliver(ticket, InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S))
+            self._out.deliver(ticket, InsufficientMemory(plan.reason))
             return
         name = self.current = order.source.name
         self._gone_orders.pop(name, None)
@@ -106,7 +106,7 @@ class Loads:
                 return refusal
             self._begin(Model(order, ordered_at=now, last_used=now), now, is_wanted=True)
         elif model.is_retired or (model.is_unloading and not (model.is_put_away and may_load)):
-            return ModelUnloading(f"{model.name} is being unloaded; load it again", retry_after_s=RETRY_AFTER_S)
+            return ModelUnloading(f"{model.name} is being unloaded; load it again")
         elif not (model.will_serve() or model.is_put_away):
             return self._try_again(model, now, may_load=may_load)
         return None
@@ -125,7 +125,7 @@ class Loads:
 
     def _never(self, order: LoadOrder, now: float) -> ForgeLLMError | None:
         plan = self._budget.plan_turn(order, now, with_busy=True)
-        return None if plan.fits else InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S)
+        return None if plan.fits else InsufficientMemory(plan.reason)
 
     def configure(self, settings: Settings, stale: Iterable[str], removed: Iterable[str]) -> None:
         """Go by these from now on. `stale` models are loaded anew as the settings have them, `removed` ones go."""
@@ -193,7 +193,7 @@ class Loads:
         """Unload a model for good: what waits for it is refused."""
         model.is_unloading, model.is_put_away = True, False
         self._gone_orders.pop(model.name, None)
-        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
+        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}")
         self._out.fail_all(model.load_tickets, leaving)
         self._requests.refuse_queue(model, leaving)
         for slot in model.slots:
@@ -207,7 +207,7 @@ class Loads:
         model.is_unloading = model.is_put_away = True
         if not model.outdated:
             self._gone_orders[model.name] = model.order
-        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}", retry_after_s=RETRY_AFTER_S)
+        leaving = ModelUnloading(f"{model.name} is being unloaded: {reason}")
         self._out.fail_all(model.load_tickets, leaving)
         for slot in model.slots:
             self._life.drain(slot, now, reason, force=False)
@@ -289,7 +289,7 @@ class Loads:
             self._make_room(plan, now)
             self.admit(now)
         elif not plan.fits:
-            refusal = InsufficientMemory(plan.reason, retry_after_s=RETRY_AFTER_S)
+            refusal = InsufficientMemory(plan.reason)
             self._out.fail_all(model.load_tickets, refusal)
             for slot in waiting:
                 if not slot.was_ready:

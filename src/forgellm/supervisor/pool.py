@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from forgellm.config import Settings
 from forgellm.errors import (
+    RETRY_AFTER_S,
     ForgeLLMError,
     InsufficientMemory,
     PoolFull,
@@ -31,7 +32,6 @@ from forgellm.supervisor.slots import DeathCause, LoadOrder, Model, Slot
 from forgellm.supervisor.status import LoadPlan, PoolStatus
 
 _S = WorkerState
-RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 _SHARE = "this API key has {} requests waiting, its share of {}; the rest is kept for other keys, try again later"
 
@@ -335,7 +335,7 @@ class Pool:
         slot.pressed_bytes, slot.pressed_at = slot.footprint_bytes, now
         for asked in running[-1:]:
             ended = f"{self._budget.overrun(slot)}; this was its newest request"
-            self._requests.end(asked, InsufficientMemory(ended, retry_after_s=RETRY_AFTER_S), now)
+            self._requests.end(asked, InsufficientMemory(ended), now)
         self._out.do(Send(slot.life, TrimCache()))
 
 

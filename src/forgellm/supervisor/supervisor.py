@@ -269,7 +269,7 @@ class Supervisor:
     def _missing(self, name: str, policy: LoadPolicy | None) -> LoadOrder | ForgeLLMError:
         """How to load the model if the pool finds that it is not, or what to answer then."""
         if self._loop.status.model(name) is not None:
-            return ModelUnloading(f"{name} has just been unloaded; ask again", retry_after_s=1.0)
+            return ModelUnloading(f"{name} has just been unloaded; ask again")
         return demanded(self.settings, self._budget_bytes, name, policy)
 
     def _ask(
