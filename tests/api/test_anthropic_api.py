@@ -21,6 +21,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     models = {
         "e": {},
         "prefill": {"prefill_s": 60.0},
+        "slow": {"tokens_per_s": 2.0},
         "fails": {"text": LONG, "fail_at_token": 2},
         "refuses": {"fail_at_token": 0},
     }
@@ -45,6 +46,8 @@ def events(response: httpx2.Response) -> list[Any]:
     assert blocks.pop() == "", "the last event is whole"
     found = []
     for block in blocks:
+        if block == ": ping":  # what comes before the first event when that is late
+            continue
         name, data = block.split("\n")
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"
@@ -131,12 +134,20 @@ def test_a_failure_after_the_first_byte_is_one_error_event(api):
     assert [event["type"] for event in found].count("error") == 1
 
 
-def test_a_quiet_stream_pings(api, monkeypatch):
+def test_a_stream_that_is_quiet_before_its_first_event_sends_comments(api, monkeypatch):
+    """message_start is the first event, and clients may count on that; it says how long the prompt is."""
     monkeypatch.setattr(answers, "STATUS_WAIT_S", 0.0)
     asked = {"model": "prefill", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}], "stream": True}
     with api.http.stream("POST", MESSAGES, json=asked) as response:
         lines = response.iter_lines()
-        assert [next(lines), next(lines)] == ["event: ping", 'data: {"type":"ping"}']
+        assert [next(lines), next(lines), next(lines)] == [": ping", "", ": ping"]
+
+
+def test_a_stream_that_is_quiet_later_pings(api, monkeypatch):
+    monkeypatch.setattr(answers, "QUIET_S", 0.1)
+    kinds = [event["type"] for event in events(ask(api, "one two", model="slow", stream=True))]
+    assert kinds[:3] == ["message_start", "content_block_start", "content_block_delta"]
+    assert "ping" in kinds[3:]
 
 
 def test_the_version_a_client_was_written_for_is_the_one_that_is_spoken(api):

@@ -47,7 +47,7 @@ def messages() -> Response:
     blocks = Blocks(shows_thinking=body.shows_thinking)
     if body.stream:
         frames = _frames(running, blocks, body)
-        return answers.stream(running, frames, mimetype=sse.MIMETYPE, failure=_error_event, ping=PING)
+        return answers.stream(running, frames, mimetype=sse.MIMETYPE, failure=_error_event, ping=sse.PING)
     for _, token in running.pieces():
         if token is not None:
             for _event in blocks.add(token):
@@ -126,13 +126,14 @@ def _stop_reason(generation: Generation, blocks: "Blocks", body: MessagesBody) -
 
 
 def _frames(running: Answers, blocks: "Blocks", body: MessagesBody) -> Iterator[bytes]:
+    """The events. `ping` is one of them, so before `message_start`, which is the first, a quiet stream has none."""
     generation = running.generations[0]
     is_open = False
     for batch in running.batches():
         frames = b"".join(_frame(event) for _, token in batch if token is not None for event in blocks.add(token))
         if frames and not is_open:
             is_open, frames = True, _frame({"type": "message_start", "message": _started(generation)}) + frames
-        yield frames
+        yield frames or (PING if is_open else b"")
     reason = _stop_reason(generation, blocks, body)
     opening = b"" if is_open else _frame({"type": "message_start", "message": _started(generation)})
     delta = {"stop_reason": reason, "stop_sequence": blocks.stop_sequence}
