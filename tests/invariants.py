@@ -32,7 +32,8 @@ BACK_S = 5.0
 GAP_S = 1.0
 WORDS = " ".join(map(str, range(20_000)))
 HEALTH_EVERY_S = 0.05
-HEALTH_S = 0.25
+HEALTH_S = 0.25  # of a daemon
+ANSWER_S = 1.0  # of a supervisor in the process of the tests, whose threads and garbage collections hold it up
 TELLING = 12  # characters of a prompt that are in a log for no other reason
 
 
@@ -102,7 +103,7 @@ def sound_pool(pool: Supervisor, *, stands_still: bool = False) -> Iterator[Supe
     logged = _Logged()
     logging.getLogger("forgellm").addHandler(logged)
     try:
-        with pool, _answering(pool, HEALTH_S if not stands_still else math.inf):
+        with pool, _answering(pool, ANSWER_S if not stands_still else math.inf):
             yield pool
             wait_until(lambda: _known(pool) == _living(pool), BACK_S)
     finally:
