@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from forgellm.config import Settings
-from forgellm.daemon import LAST_WORDS_S, SWITCH_INTERVAL_S, StopSignals, be_impatient, run_until_stopped
+from forgellm.daemon import LAST_WORDS_S, SWITCH_INTERVAL_S, StopSignals, be_impatient, run_until_stopped, settle
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def _serve(
     server.bind()
     try:
         server.start()
+        settle()
         log.info("serving on %s what %s has", server.url, manager.address)
         if on_ready is not None:
             on_ready(server.url)
