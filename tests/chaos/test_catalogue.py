@@ -26,7 +26,7 @@ BAD = (
 )
 REFUSALS = "e2e/test_refusals.py::"
 BROKEN = f"{REFUSALS}test_chaos_046_048_049_050_051_052_053_055_broken_models_are_refused_and_nobody_notices"
-HTTP = "api/test_http_server.py::"
+HTTP = "api/test_connections.py::"
 API = "api/test_model_api.py::"
 SCHEMAS = "api/test_schemas.py::"
 UNIX = "control/test_unix.py::"
@@ -333,6 +333,8 @@ ROWS: dict[int, Row] = {
         "thousands of requests at once over HTTP",
         f"{EXHAUSTION}test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once",
         f"{API}test_chaos_069_more_requests_than_max_streams_get_503_and_status_still_answers",
+        f"{HTTP}test_chaos_069_who_has_no_place_is_refused_though_no_thread_is_free",
+        f"{HTTP}test_chaos_069_those_that_wait_for_a_thread_are_counted_and_have_their_place",
     ),
     70: (
         "gunicorn's sync workers",

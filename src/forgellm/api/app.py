@@ -17,6 +17,7 @@ from forgellm.api import (
     openai,
     openapi,
     operations,
+    overload,
     security,
 )
 from forgellm.api.context import EXTENSION, Context
@@ -41,11 +42,13 @@ def create_app(pool: Pool, settings: Settings | None = None, gate: Gate | None =
     settings = settings or load_settings()
     app = Flask("forgellm", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    app.extensions[EXTENSION] = Context(GuardedPool(pool), settings, gate or Gate(settings.max_streams))
+    gate = gate or Gate(settings.max_streams)
+    app.extensions[EXTENSION] = Context(GuardedPool(pool), settings, gate)
     app.url_map.strict_slashes = False
     access.register(app)
     security.register(app, settings)
     auth.register(app, settings)
+    overload.register(app, gate)
     errors.register(app, {path: each.error_body for each in DIALECTS for path in each.paths})
     own = (
         catalog.blueprint,

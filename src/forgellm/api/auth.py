@@ -77,6 +77,9 @@ SCOPES: dict[str, frozenset[Scope]] = {
 """Which scopes open a route; any of them is enough, and _EVERYBODY needs no key. A route that is missing here is closed
 to every key: tests/api/test_auth.py walks the routes of the app, so that none is forgotten."""
 
+INFERENCE = frozenset(path for path, scopes in SCOPES.items() if scopes == _INFER)
+"""The routes that ask a model."""
+
 _KEY_PARAMETERS = frozenset(
     {"key", "api_key", "api-key", "apikey", "x-api-key", "access_token", "token", "auth", "authorization"}
 )

@@ -42,9 +42,16 @@ class Gate:
             if self._draining:
                 raise ShuttingDown("the server is shutting down", retry_after_s=5)
             if self._inside >= self._limit:
-                message = f"{self._limit} requests are being served, the most this server takes (max_streams)"
-                raise Unavailable(message)
+                raise self.full()
             self._inside += 1
+
+    def is_full(self, waiting: int) -> bool:
+        """Whether no place is left for one more, with `waiting` that may want one and came before."""
+        return self._inside + waiting >= self._limit and not self._draining
+
+    def full(self) -> Unavailable:
+        """What is said to whom there is no place for."""
+        return Unavailable(f"{self._limit} requests are being served, the most this server takes (max_streams)")
 
     def leave(self) -> None:
         with self._news:
