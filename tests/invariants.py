@@ -195,8 +195,8 @@ BYSTANDER = '[models.bystander]\nsource = "echo"\noptions = {tokens_per_s = 20.0
 
 
 @contextmanager
-def sound_daemon(served: Daemon, health_s: float = HEALTH_S) -> Iterator[None]:
-    """Around a fault of a daemon: its health answers within `health_s` all the time (I2), another model's stream never
+def sound_daemon(served: Daemon) -> Iterator[None]:
+    """Around a fault of a daemon: its health answers within HEALTH_S all the time (I2), another model's stream never
     stands still for a second (I3) and loses no word (I8), each move is legal (I6). Within BACK_S after it the daemon
     holds what it held (I4), its models are ready and idle (I1), its errors are JSON with a code (I10), its log has no
     traceback."""
@@ -224,7 +224,7 @@ def sound_daemon(served: Daemon, health_s: float = HEALTH_S) -> Iterator[None]:
                 is_over.set()
                 thread.join(20.0)
         assert times
-        assert max(times) < health_s
+        assert max(times) < HEALTH_S
         _wait_as_before(served, process, before)
     missing = served.http.get("/no/such/path")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
