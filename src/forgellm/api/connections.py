@@ -179,8 +179,9 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
 
     def note(self, channel: Connection) -> None:
         """A thread may have changed what `channel` waits for: have the loop ask it."""
-        self._map.note(channel)
-        self.pull_trigger()
+        if channel.connected:  # else it may be after the end of the loop, whose pipe is closed
+            self._map.note(channel)
+            self.pull_trigger()
 
     def readable(self) -> bool:
         """Whether to look for new connections; called at each turn of the loop."""

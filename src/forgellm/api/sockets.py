@@ -54,7 +54,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
         for key, events in giving_way:
             self._deal_with(key, events)
             if time.monotonic() >= until:
-                break  # the selector tells of the rest again, in the same order
+                break  # the selector tells of the rest again; epoll and kqueue, of the oldest first
 
     def close(self) -> None:
         self._selector.close()
