@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,14 @@ def worker(pool: Supervisor) -> WorkerStatus:
     return pool.status().models[0].workers[0]
 
 
-def ask(pool: Supervisor, model: str, tokens: int) -> list[Reader]:
+def ask(pool: Supervisor, model: str, tokens: int, numbers: Iterable[int] = range(STREAMS)) -> list[Reader]:
     """Half of them greedy, half sampled with a seed of their own."""
-    prompts = [f"{number}. Tell a story about a fox and a small model." for number in range(STREAMS)]
-    knobs: list[dict[str, Any]] = [
-        {"temperature": 1.0, "seed": number} if number % 2 else {"temperature": 0.0} for number in range(STREAMS)
-    ]
-    asked = [pool.generate(model, prompt, max_tokens=tokens, **how) for prompt, how in zip(prompts, knobs, strict=True)]
-    return [Reader(generation) for generation in asked]
+    found = []
+    for number in numbers:
+        how: dict[str, Any] = {"temperature": 1.0, "seed": number} if number % 2 else {"temperature": 0.0}
+        prompt = f"{number}. Tell a story about a fox and a small model."
+        found.append(Reader(pool.generate(model, prompt, max_tokens=tokens, **how)))
+    return found
 
 
 def texts(readers: list[Reader]) -> list[str]:
@@ -67,7 +67,8 @@ def texts(readers: list[Reader]) -> list[str]:
 
 
 def replay(cache: Path, model: str, tokens: int, kills: int, bare_load: Callable[[], float]) -> None:
-    """An undisturbed run, then one in which the worker is killed at a random token of each of `kills` streams."""
+    """An undisturbed run, then one in which the worker is killed at a random token of each of `kills` streams. One that
+    had ended before it was struck (some are of 14 tokens) is asked for again."""
     seed = random.randrange(1 << 30)
     dice = random.Random(seed)
     with sound_pool(Supervisor(Settings(cache_dir=str(cache), **SETTINGS))) as pool:
@@ -75,16 +76,18 @@ def replay(cache: Path, model: str, tokens: int, kills: int, bare_load: Callable
         alone = ask(pool, name, tokens)
         undisturbed = texts(alone)
         readers = ask(pool, name, tokens)
-        struck = dice.sample(range(STREAMS), kills)
-        waiting = {readers[n]: dice.randint(1, max(1, alone[n].tokens * 3 // 4)) for n in struck}
+        places = {n: dice.randint(1, max(1, alone[n].tokens * 3 // 4)) for n in dice.sample(range(STREAMS), kills)}
         strikes = []
-        while waiting:
-            wait_until(lambda: any(reader.tokens >= place for reader, place in waiting.items()), DEADLINE_S)
-            due = [reader for reader, place in waiting.items() if reader.tokens >= place]
+        while places:
+            wait_until(lambda: any(readers[n].tokens >= place for n, place in places.items()), DEADLINE_S)
+            due = [n for n, place in places.items() if readers[n].tokens >= place]
             life = worker(pool).life
             os.kill(worker(pool).pid or 0, signal.SIGKILL)
-            assert all(reader.is_alive() for reader in due), f"one had ended before it was struck, seed {seed}"
-            strikes.append([(waiting.pop(reader), reader.tokens) for reader in due])
+            struck = [n for n in due if readers[n].is_alive()]
+            strikes.append([(places.pop(n), readers[n].tokens) for n in struck])
+            for n in set(due) - set(struck):
+                assert readers[n].text == undisturbed[n], f"seed {seed}"
+                (readers[n],) = ask(pool, name, tokens, [n])
             wait_until(
                 lambda life=life: worker(pool).life != life and worker(pool).state is WorkerState.READY,  # type: ignore[misc]
                 DEADLINE_S,
