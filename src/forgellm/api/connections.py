@@ -31,7 +31,7 @@ MIN_BODY_BYTES_PER_S = 10_000
 SLOW_CONSUMER_TIMEOUT_S = 30.0
 ACCEPTS = 64  # at one turn of the loop
 ACCEPT_PAUSE_S = 0.1
-REFUSING_S = 0.005  # at one turn
+MOMENT_S = 0.005  # of one turn, for those to refuse, and for those to cut off
 
 _REFUSAL = b'{"success": false, "error": "this server has no room for one more connection", "code": "unavailable"}'
 _NO_ROOM = (
@@ -138,20 +138,21 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         self._limit = limit
         self._refused: deque[Connection] = deque()
         self.wanting: set[Connection] = set()  # they wait for a thread, and then want a place
+        self._next_cleanup = 0.0
         self._deaf_until = 0.0
         self._last_resort: int | None = os.open(os.devnull, os.O_RDONLY)
         super().__init__(app, Sockets(), True, sock, adj=adjustments, bind_socket=False, sockinfo=info)
 
     def run(self) -> None:
         """Serve until every socket is closed."""
-        next_cleanup = 0.0
         while self._map:
             now = time.monotonic()
-            if now >= next_cleanup:
-                next_cleanup = now + self.adj.cleanup_interval
+            if now >= self._next_cleanup:
+                self._next_cleanup = now + self.adj.cleanup_interval
                 self.maintenance(now)
             self._map.note(self)  # whether it takes connections is a matter of time, too
-            self._map.turn(0.0 if self._refused else self.adj.asyncore_loop_timeout)
+            has_more = self._refused or self._next_cleanup <= now
+            self._map.turn(0.0 if has_more else self.adj.asyncore_loop_timeout)
             self._refuse()
         self._map.close()
 
@@ -169,7 +170,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
 
     def _refuse(self) -> None:
         """As many as a moment allows: probes come in meanwhile."""
-        until = time.monotonic() + REFUSING_S
+        until = time.monotonic() + MOMENT_S
         while self._refused and time.monotonic() < until:
             channel = self._refused.popleft()
             try:
@@ -239,6 +240,9 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
             if channel.is_too_slow(now):
                 channel.will_close = True
                 channel.handle_close()  # at once: a socket that takes no bytes is never reported as writable
+                if time.monotonic() - now >= MOMENT_S:
+                    self._next_cleanup = now  # at the next turn, the rest
+                    break
             elif channel.will_close:
                 self._map.note(channel)
 

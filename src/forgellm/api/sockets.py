@@ -11,19 +11,24 @@ from collections import deque
 from waitress import wasyncore
 
 GIVING_WAY_S = 0.01  # at one turn
+_Waiting = tuple[selectors.BaseSelector, int]  # where it is registered, and for which events
+_Event = tuple[selectors.SelectorKey, int]
 _HANDLERS = ((selectors.EVENT_READ, wasyncore.read), (selectors.EVENT_WRITE, wasyncore.write))
 
 
 class Sockets(dict[int, wasyncore.dispatcher]):
-    """waitress's table of its sockets by descriptor, and the selector that knows what each of them waits for.
+    """waitress's table of its sockets by descriptor, and two selectors that know what each of them waits for.
 
-    One thread turns and changes it; any may note(). Channels with a true `gives_way` are dealt with after the others,
-    and only for a moment at each turn: the others never stand in line behind thousands of them."""
+    One thread turns and changes it; any may note(). Channels with a true `gives_way` have the second selector, which
+    the first one watches: at each turn they are dealt with after the others, and only for a moment."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._selector = selectors.DefaultSelector()
-        self._waiting: dict[int, int] = {}  # by descriptor: what the selector looks out for
+        self._first = selectors.DefaultSelector()
+        self._second = selectors.DefaultSelector()
+        self._first.register(self._second, selectors.EVENT_READ)
+        self._waiting: dict[int, _Waiting] = {}  # by descriptor
+        self._backlog: dict[int, _Event] = {}  # what the second selector told, not yet dealt with
         self._noted: deque[wasyncore.dispatcher] = deque()
 
     def __setitem__(self, descriptor: int, channel: wasyncore.dispatcher) -> None:
@@ -33,8 +38,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
     def __delitem__(self, descriptor: int) -> None:
         """Before it is closed: the next connection may get its number."""
         super().__delitem__(descriptor)
-        if self._waiting.pop(descriptor, 0):
-            self._selector.unregister(descriptor)
+        self._forget(descriptor)
 
     def note(self, channel: wasyncore.dispatcher) -> None:
         """Ask it, at the next turn, what it waits for: that may have changed."""
@@ -44,20 +48,20 @@ class Sockets(dict[int, wasyncore.dispatcher]):
         """Wait until something happens, at most `timeout_s`, and have it dealt with."""
         for _ in range(len(self._noted)):
             self._ask(self._noted.popleft())
-        giving_way: list[tuple[selectors.SelectorKey, int]] = []
-        for key, events in self._selector.select(timeout_s):
-            if getattr(key.data, "gives_way", False):
-                giving_way.append((key, events))
-            else:
+        for key, events in self._first.select(0.0 if self._backlog else timeout_s):
+            if key.fileobj is not self._second:
                 self._deal_with(key, events)
+        if not self._backlog:
+            self._backlog.update((event[0].fd, event) for event in self._second.select(0.0))
         until = time.monotonic() + GIVING_WAY_S
-        for key, events in giving_way:
-            self._deal_with(key, events)
+        while self._backlog:
+            self._deal_with(*self._backlog.pop(next(iter(self._backlog))))
             if time.monotonic() >= until:
-                break  # the selector tells of the rest again; epoll and kqueue, of the oldest first
+                break
 
     def close(self) -> None:
-        self._selector.close()
+        self._first.close()
+        self._second.close()
 
     def _deal_with(self, key: selectors.SelectorKey, events: int) -> None:
         channel = key.data
@@ -73,14 +77,18 @@ class Sockets(dict[int, wasyncore.dispatcher]):
         events = selectors.EVENT_READ if channel.readable() else 0
         if channel.writable():
             events |= selectors.EVENT_WRITE
-        before = self._waiting.get(descriptor, 0)
-        self._waiting[descriptor] = events
         if not events:
             self.note(channel)  # once more: a thread may have written between the two questions
-        if events and before:
-            if events != before:
-                self._selector.modify(descriptor, events, channel)
-        elif events:
-            self._selector.register(descriptor, events, channel)
-        elif before:
-            self._selector.unregister(descriptor)
+        selector = self._second if getattr(channel, "gives_way", False) else self._first
+        if self._waiting.get(descriptor, (selector, 0)) != (selector, events):
+            self._forget(descriptor)
+            if events:
+                selector.register(descriptor, events, channel)
+                self._waiting[descriptor] = (selector, events)
+
+    def _forget(self, descriptor: int) -> None:
+        """Wait for nothing at it, nor deal with what was told of it: whatever holds still is told again."""
+        self._backlog.pop(descriptor, None)
+        selector, _ = self._waiting.pop(descriptor, (None, 0))
+        if selector is not None:
+            selector.unregister(descriptor)
