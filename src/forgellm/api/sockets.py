@@ -6,7 +6,7 @@ connections cost milliseconds an answer. Here a connection is asked when somethi
 
 import selectors
 import time
-from collections import deque
+from collections import OrderedDict, deque
 
 from waitress import wasyncore
 
@@ -28,7 +28,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
         self._second = selectors.DefaultSelector()
         self._first.register(self._second, selectors.EVENT_READ)
         self._waiting: dict[int, _Waiting] = {}  # by descriptor
-        self._backlog: dict[int, _Event] = {}  # what the second selector told, not yet dealt with
+        self._backlog = OrderedDict[int, _Event]()  # what the second selector told, not yet dealt with
         self._noted: deque[wasyncore.dispatcher] = deque()
 
     def __setitem__(self, descriptor: int, channel: wasyncore.dispatcher) -> None:
@@ -55,7 +55,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
             self._backlog.update((event[0].fd, event) for event in self._second.select(0.0))
         until = time.monotonic() + GIVING_WAY_S
         while self._backlog:
-            self._deal_with(*self._backlog.pop(next(iter(self._backlog))))
+            self._deal_with(*self._backlog.popitem(last=False)[1])
             if time.monotonic() >= until:
                 break
 
