@@ -37,6 +37,7 @@ def refusals_s(clients: Sequence[socket.socket], count: int) -> dict[socket.sock
                 heard[key.fileobj] = heard.get(key.fileobj, b"") + key.fileobj.recv(4096)
                 assert heard[key.fileobj].startswith(REFUSAL), heard[key.fileobj]
                 if heard[key.fileobj].endswith(b"}"):
+                    assert json.loads(heard[key.fileobj].partition(b"\r\n\r\n")[2])["code"] == "unavailable"
                     found[key.fileobj] = time.monotonic() - began[key.fileobj]
                     ready.unregister(key.fileobj)
     return found
