@@ -77,12 +77,12 @@ class RemoteGeneration(Generation):
 
     def take(self, timeout_s: float) -> list[Token]:
         """As Generation.take(); [] also while a daemon that was lost is waited for."""
-        if not self._tokens and not self.has_ended:
+        if not self._chunks and not self.has_ended:
             self._read(time.monotonic() + timeout_s)
         return super().take(0.0)
 
     def __next__(self) -> Token:
-        while not self._tokens and not self.has_ended:
+        while not self._chunks and not self.has_ended:
             self._read(None)
         return super().__next__()
 

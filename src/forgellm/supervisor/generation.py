@@ -26,6 +26,11 @@ class Token:
         return self.text
 
 
+def _token(chunk: Chunk) -> Token:
+    _, text, token_ids, logprobs, _, _, parts = chunk
+    return Token(text, token_ids, logprobs, parts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A finished generation. Times in seconds as the caller saw them; `usage` holds the worker's own."""
@@ -53,7 +58,8 @@ class Generation:
         self.total_s: float | None = None
         self._abort = abort
         self._started = time.monotonic()
-        self._tokens: deque[Token] = deque()
+        # Not Tokens yet: a slow reader's may be thousands, and garbage collections look at each object but at no tuple.
+        self._chunks: deque[Chunk] = deque()
         self._error: ForgeLLMError | None = None
         self._closed = False
         self._ended = threading.Event()
@@ -64,11 +70,11 @@ class Generation:
     def take(self, timeout_s: float) -> list[Token]:
         """All tokens that have come, waiting up to `timeout_s` for the first; [] if none came or it has ended."""
         with self._news:
-            if not self._tokens and not self.has_ended:
+            if not self._chunks and not self.has_ended:
                 self._news.wait(timeout_s)
-            if self._tokens:
-                tokens = list(self._tokens)
-                self._tokens.clear()
+            if self._chunks:
+                tokens = [_token(chunk) for chunk in self._chunks]
+                self._chunks.clear()
                 return tokens
             if self._error is not None:
                 raise self._error
@@ -88,13 +94,13 @@ class Generation:
 
     def __next__(self) -> Token:
         with self._news:
-            while not self._tokens:
+            while not self._chunks:
                 if self._error is not None:
                     raise self._error
                 if self.finish_reason is not None:
                     raise StopIteration
                 self._news.wait()  # ended by the pool: every request has a deadline there
-            return self._tokens.popleft()
+            return _token(self._chunks.popleft())
 
     def result(self) -> Completion:
         """Wait for the end and return the whole text. Raises the ForgeLLMError that ended it."""
@@ -131,12 +137,12 @@ class Generation:
 
     def put(self, chunk: Chunk) -> None:
         """One chunk from the worker; the last one carries the finish_reason."""
-        _, text, token_ids, logprobs, finish_reason, usage, parts = chunk
+        _, text, token_ids, _, finish_reason, usage, parts = chunk
         with self._news:
             if text or token_ids or parts:
                 if self.time_to_first_token_s is None:
                     self.time_to_first_token_s = time.monotonic() - self._started
-                self._tokens.append(Token(text, token_ids, logprobs, parts))
+                self._chunks.append(chunk)
             if finish_reason is not None:
                 self.total_s = time.monotonic() - self._started
                 self.usage = usage
