@@ -33,7 +33,7 @@ lint: install  ## ruff, mypy --strict, import-linter
 # The machines, which try the pool with hundreds of examples (CI: thousands), are left to the lanes: a tracer would double their time.
 test: lint  ## everything: lint, all tests in lanes, and that the pool's decisions are covered (minutes)
 	$(BIN)/python tests/lanes.py -m 'not alone'
-	$(BIN)/python -m pytest -q -m alone tests/supervisor tests/worker
+	$(BIN)/python -m pytest -q -m alone tests/supervisor tests/worker tests/chaos
 	$(BIN)/python -m pytest -q -m 'not process and not model and not e2e and not chaos' tests/supervisor \
 	  --ignore=tests/supervisor/test_pool_machine.py --ignore=tests/supervisor/test_memory_machine.py \
 	  --cov=forgellm.supervisor --cov-branch --cov-report=

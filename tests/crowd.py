@@ -11,13 +11,16 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from http.client import HTTPResponse
 
 MODEL = "e"
 BODY = json.dumps({"model": MODEL, "prompt": " ".join("w" * 1000), "max_tokens": 1000}).encode()
 HEAD = "POST /api/model/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 ASK = f"{HEAD}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 REFUSAL = b"HTTP/1.1 503 "
 TIMEOUT_S = 30.0
+BATCH = 1000
 AGAIN = 1000
 AT_ONCE = 4
 
@@ -43,8 +46,22 @@ def refusals_s(clients: Sequence[socket.socket], count: int) -> dict[socket.sock
     return found
 
 
+def connected(host: str, port: int, count: int) -> list[socket.socket]:
+    """Not all in one instant: the system drops what comes when its queue is full (4,096), and tries again in 1 s."""
+    clients = []
+    while len(clients) < count:
+        clients.append(socket.create_connection((host, port), timeout=TIMEOUT_S))
+        if len(clients) % BATCH == 0:  # they are taken in the order in which they came
+            clients[-1].sendall(HEALTH)
+            with HTTPResponse(clients[-1]) as answer:
+                answer.begin()
+                assert answer.status == 200
+                answer.read()
+    return clients
+
+
 def crowd(host: str, port: int, count: int, places: int) -> None:
-    clients = [socket.create_connection((host, port), timeout=TIMEOUT_S) for _ in range(count)]
+    clients = connected(host, port, count)
     refused = refusals_s(clients, count - places)
     others = list(refused)[:AGAIN]
     again_s = [s for i in range(0, len(others), AT_ONCE) for s in refusals_s(others[i : i + AT_ONCE], AT_ONCE).values()]

@@ -13,7 +13,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx2
@@ -195,40 +197,53 @@ BYSTANDER = '[models.bystander]\nsource = "echo"\noptions = {tokens_per_s = 20.0
 
 
 @contextmanager
-def sound_daemon(served: Daemon) -> Iterator[None]:
+def sound_daemon(served: Daemon, *, turns_away: bool = False) -> Iterator[None]:
     """Around a fault of a daemon: its health answers within HEALTH_S all the time (I2), another model's stream never
     stands still for a second (I3) and loses no word (I8), each move is legal (I6). Within BACK_S after it the daemon
     holds what it held (I4), its models are ready and idle (I1), its errors are JSON with a code (I10), its log has no
-    traceback."""
+    traceback. `turns_away`: for want of descriptors it may refuse new connections."""
     process = psutil.Process(served.process.pid)
     served.http.get("/healthz")
-    is_over, times = threading.Event(), []
     loaded = served.http.post("/api/model/load", json={"model": "bystander", "wait": True})
     assert loaded.status_code == 200, loaded.text
-    with httpx2.Client(base_url=served.url, timeout=20, trust_env=False) as prober:
-
-        def probe() -> None:
-            while not (times and is_over.wait(HEALTH_EVERY_S)):  # once at least
-                began = time.monotonic()
-                assert prober.get("/healthz").status_code == 200
-                times.append(time.monotonic() - began)
-
-        prober.get("/healthz")
-        before = _held(process)
-        thread = threading.Thread(target=probe)
-        with _legal_moves(served), _stream_beside(served):
-            thread.start()
-            try:
-                yield
-            finally:
-                is_over.set()
-                thread.join(20.0)
-        assert times
-        assert max(times) < HEALTH_S
-        _wait_as_before(served, process, before)
+    before = _held(process)
+    with _legal_moves(served), _stream_beside(served), _healthy(served, turns_away=turns_away):
+        yield
+    _wait_as_before(served, process, before)
     missing = served.http.get("/no/such/path")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     assert "Traceback" not in (served.folder / "daemon.log").read_text()
+
+
+@contextmanager
+def _healthy(served: Daemon, *, turns_away: bool) -> Iterator[None]:
+    """Two probes: one keeps its connection, the other one connects anew each time, as curl does."""
+    is_over, address = threading.Event(), served.url.removeprefix("http://")
+
+    def probe(*, anew: bool) -> list[tuple[float, int]]:
+        """The seconds and the status of each answer."""
+        found = list[tuple[float, int]]()
+        with closing(HTTPConnection(address, timeout=20)) as http:
+            while not (found and is_over.wait(HEALTH_EVERY_S)):  # once at least
+                if anew:
+                    http.close()
+                began = time.monotonic()
+                http.request("GET", "/healthz")
+                with http.getresponse() as answer:
+                    answer.read()
+                found.append((time.monotonic() - began, answer.status))
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        kept, new = threads.submit(probe, anew=False), threads.submit(probe, anew=True)
+        try:
+            yield
+        finally:
+            is_over.set()
+    assert {status for _, status in kept.result()} == {200}
+    assert {status for _, status in new.result()} <= ({200, 503} if turns_away else {200})
+    assert max(kept.result())[0] < HEALTH_S
+    assert max(new.result())[0] < HEALTH_S
 
 
 @contextmanager

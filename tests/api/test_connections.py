@@ -241,6 +241,25 @@ def test_one_connection_too_many_is_told_so_and_the_others_stay(monkeypatch):
             assert read_all(four).endswith(b"here")
 
 
+def test_who_asked_for_an_answer_gives_way_and_who_waits_to_ask_but_not_the_newest(monkeypatch):
+    monkeypatch.setattr(connections, "NEWEST", 1)
+    with serving(echo_app()) as server, ExitStack() as held:
+        found = server._server.active_channels
+        socks: list[socket.socket] = []
+        for count in range(1, 5):
+            socks.append(held.enter_context(connect(server)))
+            wait_until(lambda count=count: len(found) == count)
+        channels = list(found.values())
+        assert [each.gives_way for each in channels] == [True, True, False, False]
+        socks[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        socks[3].sendall(ASK)
+        for sock in (socks[0], socks[3]):
+            assert sock.recv(65536)
+        assert [each.gives_way for each in channels] == [False, True, False, True]
+        socks[2].close()
+        wait_until(lambda: not server._server.newest)
+
+
 def test_a_connection_that_asks_nothing_for_long_is_closed():
     with serving(echo_app()) as server, connect(server) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -85,6 +85,7 @@ def crowd(served: Daemon, count: int, places: int) -> Iterator[dict[str, float]]
         yield json.loads(line)
 
 
+@pytest.mark.alone  # it takes both cores for ten seconds, and what is beside it has limits too
 def test_chaos_069_thousands_of_connections_are_served_queued_or_refused_at_once(
     tmp_path: Path, many_files: int
 ) -> None:
@@ -141,7 +142,7 @@ def test_chaos_078_without_descriptors_connections_and_loads_get_503_until_there
     with daemon(tmp_path, "spare = false\n" + ECHO + OTHER + BYSTANDER) as served:
         wait_until_loaded(served)
         pid = served.process.pid
-        with sound_daemon(served):
+        with sound_daemon(served, turns_away=True):
             highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
             held: list[httpx2.Client] = []
             with few_files(pid, highest + 1):

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 from flask import Flask
@@ -29,8 +29,9 @@ from forgellm.api.sockets import Sockets
 HEADER_TIMEOUT_S = 10.0
 MIN_BODY_BYTES_PER_S = 10_000
 SLOW_CONSUMER_TIMEOUT_S = 30.0
-ACCEPTS = 64  # at one turn of the loop
+NEWEST = 64
 ACCEPT_PAUSE_S = 0.1
+ACCEPTING_S = 0.01  # of one turn of the loop
 MOMENT_S = 0.005  # of one turn, for those to refuse, and for those to cut off
 
 _REFUSAL = b'{"success": false, "error": "this server has no room for one more connection", "code": "unavailable"}'
@@ -76,14 +77,14 @@ class _Task(WSGITask):  # type: ignore[misc]
 class Connection(HTTPChannel):  # type: ignore[misc]
     """One connection. Remembers when the request that is coming in began, and tells the loop what threads change.
 
-    `gives_way`: others are read first. So is every connection until it has asked for something else than an answer of
-    a model, as probes do."""
+    `gives_way`: others are read first. Those are who asked for something else than an answer of a model, as probes
+    do, and the newest, who have asked for nothing yet."""
 
     parser_class = _Request
     task_class = _Task
     error_task_class = _JsonErrorTask
     incoming_since = 0.0
-    gives_way = True
+    gives_way = False
     _active_at = 0.0
 
     @property
@@ -94,6 +95,14 @@ class Connection(HTTPChannel):  # type: ignore[misc]
     @last_activity.setter
     def last_activity(self, _wall: float) -> None:
         self._active_at = time.monotonic()
+
+    def add_channel(self, map: Any = None) -> None:
+        super().add_channel(map)
+        self.server.newest[self] = None
+
+    def del_channel(self, map: Any = None) -> None:
+        self.server.newest.pop(self, None)
+        super().del_channel(map)
 
     def received(self, data: bytes) -> Any:
         if self.request is None:
@@ -138,6 +147,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         self._limit = limit
         self._refused: deque[Connection] = deque()
         self.wanting: set[Connection] = set()  # they wait for a thread, and then want a place
+        self.newest = OrderedDict[Connection, None]()  # of those that have asked for nothing yet
         self._next_cleanup = 0.0
         self._deaf_until = 0.0
         self._last_resort: int | None = os.open(os.devnull, os.O_RDONLY)
@@ -159,6 +169,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
     def add_task(self, channel: Connection) -> None:
         """Have a thread serve the next request of `channel`, or refuse it if all places are taken, or will be."""
         request = channel.requests[0]
+        self.newest.pop(channel, None)
         channel.gives_way = request.error is None and wants_place(request.command, request.path)
         if channel.gives_way:
             if self._gate.is_full(len(self.wanting)) and not channel.total_outbufs_len:  # the loop must not wait for it
@@ -203,12 +214,21 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         return found
 
     def handle_accept(self) -> None:
-        """As many as there are, up to a bound: a turn may take a while."""
-        for _ in range(ACCEPTS):
+        """As many as a moment allows; those that the system has no room for try again after a second."""
+        self._make_way()
+        until = time.monotonic() + ACCEPTING_S
+        while time.monotonic() < until:
             before = len(self.active_channels)
             super().handle_accept()
             if len(self.active_channels) == before:
                 break
+
+    def _make_way(self) -> None:
+        """For those who come: of those that have not asked yet, all but the newest give way from now on."""
+        while len(self.newest) > NEWEST:
+            older, _ = self.newest.popitem(last=False)
+            older.gives_way = True
+            self._map.note(older)
 
     def _turn_away(self) -> None:
         """One descriptor is kept for this. Should somebody else have got it meanwhile, a pause: the loop would spin."""

@@ -69,7 +69,7 @@ class HttpServer:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(sockaddr)
-            listener.listen(1024)
+            listener.listen(DESCRIPTORS)  # or as many as the system allows
         except OSError as error:
             listener.close()
             if error.errno == errno.EADDRINUSE:
