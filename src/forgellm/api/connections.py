@@ -145,6 +145,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         self.next_channel_cleanup = math.inf  # waitress never does it by its clock: run() does, by ours
         self._gate = gate
         self._limit = limit
+        self._beginning: deque[Connection] = deque()
         self._refused: deque[Connection] = deque()
         self.wanting: set[Connection] = set()  # they wait for a thread, and then want a place
         self.newest = OrderedDict[Connection, None]()  # of those that have asked for nothing yet
@@ -161,13 +162,16 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
                 self._next_cleanup = now + self.adj.cleanup_interval
                 self.maintenance(now)
             self._map.note(self)  # whether it takes connections is a matter of time, too
-            has_more = self._refused or self._next_cleanup <= now
+            has_more = self._beginning or self._refused or self._next_cleanup <= now
             self._map.turn(0.0 if has_more else self.adj.asyncore_loop_timeout)
+            self._begin()
             self._refuse()
         self._map.close()
 
     def add_task(self, channel: Connection) -> None:
-        """Have a thread serve the next request of `channel`, or refuse it if all places are taken, or will be."""
+        """Have the next request of `channel` served by a thread, or refused if all places are taken, or will be.
+
+        Called by the loop, and by a thread that has served one of several that came together."""
         request = channel.requests[0]
         self.newest.pop(channel, None)
         channel.gives_way = request.error is None and wants_place(request.command, request.path)
@@ -177,7 +181,14 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
                 self._refused.append(channel)
                 return
             self.wanting.add(channel)
-        self.task_dispatcher.add_task(channel)
+            self._beginning.append(channel)
+        else:
+            self.task_dispatcher.add_task(channel)
+
+    def _begin(self) -> None:
+        """One at a turn: a hundred threads that read a request at the same time would keep a probe's from its turn."""
+        if self._beginning:
+            self.task_dispatcher.add_task(self._beginning.popleft())
 
     def _refuse(self) -> None:
         """As many as a moment allows: probes come in meanwhile."""
