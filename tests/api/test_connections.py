@@ -1,5 +1,6 @@
 """Connections of the server around any app: limits, slow peers, refusals, clients that leave. No models."""
 
+import itertools
 import json
 import socket
 import threading
@@ -44,6 +45,21 @@ def test_chaos_061_headers_without_end_are_refused():
     with serving(echo_app()) as server, connect(server) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 270_000 + b"\r\n\r\n")
         assert read_all(sock).startswith((b"HTTP/1.0 431", b"HTTP/1.1 431"))
+
+
+def test_chaos_061_who_sends_too_much_hears_so_though_it_was_not_read():
+    length = 8 << 20
+    with serving(echo_app(), max_request_bytes=1024) as server, connect(server) as sock:
+        sock.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + b"x" * length)
+        assert read_all(sock).startswith(b"HTTP/1.1 413")
+
+
+def test_chaos_061_who_sends_on_and_on_after_a_refusal_is_cut_off(monkeypatch):
+    monkeypatch.setattr(connections, "LINGER_S", 0.0)
+    with serving(echo_app(), max_request_bytes=1024) as server, connect(server) as sock:
+        sock.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert read_all(sock).startswith(b"HTTP/1.1 413")
+        wait_until(lambda: not server._server.active_channels)
 
 
 def test_chaos_066_garbage_is_a_json_error():
@@ -239,6 +255,25 @@ def test_one_connection_too_many_is_told_so_and_the_others_stay(monkeypatch):
         with connect(server) as four:
             four.sendall(ask)
             assert read_all(four).endswith(b"here")
+
+
+def test_answers_that_were_asked_for_in_the_same_moment_are_begun_one_at_a_turn_of_the_loop(monkeypatch):
+    busy, may_read = Busy(places=9), threading.Event()
+    busy.may_go_on.set()
+    with serving(busy.app, busy.gate) as server, ExitStack() as held:
+        loop, turns, begun = server._server, itertools.count(), list[int]()
+        turn, begin = loop._map.turn, loop.task_dispatcher.add_task
+        loop._map.turn = lambda timeout_s: (next(turns), turn(timeout_s))
+        monkeypatch.setattr(loop.task_dispatcher, "add_task", lambda sock: (begun.append(next(turns)), begin(sock)))
+        socks = [held.enter_context(connect(server)) for _ in range(3)]
+        wait_until(lambda: len(loop.active_channels) == 3)
+        loop.trigger.pull_trigger(lambda: may_read.wait(10))
+        for sock in socks:
+            sock.sendall(ASK)
+        may_read.set()
+        for sock in socks:
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(begun))  # there was a turn between
 
 
 def test_who_asked_for_an_answer_gives_way_and_who_waits_to_ask_but_not_the_newest(monkeypatch):

@@ -29,6 +29,7 @@ from forgellm.api.sockets import Sockets
 HEADER_TIMEOUT_S = 10.0
 MIN_BODY_BYTES_PER_S = 10_000
 SLOW_CONSUMER_TIMEOUT_S = 30.0
+LINGER_S = 2.0  # a peer that was refused has so long to close
 NEWEST = 64
 ACCEPT_PAUSE_S = 0.1
 ACCEPTING_S = 0.01  # of one turn of the loop
@@ -54,6 +55,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()
+        self.channel.has_unread = True
         self.content_length = len(body)
         self.write(body)
 
@@ -86,6 +88,9 @@ class Connection(HTTPChannel):  # type: ignore[misc]
     incoming_since = 0.0
     gives_way = False
     _active_at = 0.0
+    has_unread = False
+    close_when_flushed: bool = False  # set by waitress, too
+    _lingers_until = 0.0
 
     @property
     def last_activity(self) -> float:
@@ -104,7 +109,30 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         self.server.newest.pop(self, None)
         super().del_channel(map)
 
+    def handle_write(self) -> None:
+        """Write what there is. A refusal of what was not read to its end, such as a body too large, is followed by a
+        half-close: a close would be a reset, for which the peer's system drops the answer (RFC 9112, 9.6)."""
+        if not (self.close_when_flushed and self.has_unread):
+            super().handle_write()
+            return
+        self._flush_exception(self._flush_some)
+        if self.will_close:
+            self.handle_close()
+        elif not self.total_outbufs_len:
+            self.close_when_flushed = False
+            self.gives_way = True
+            self._lingers_until = time.monotonic() + LINGER_S
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:  # the peer has left
+                self.handle_close()
+
+    def readable(self) -> bool:
+        return bool(self._lingers_until or super().readable())
+
     def received(self, data: bytes) -> Any:
+        if self._lingers_until:
+            return False
         if self.request is None:
             self.incoming_since = time.monotonic()
         return super().received(data)
@@ -124,7 +152,9 @@ class Connection(HTTPChannel):  # type: ignore[misc]
                 self.server.note(self)
 
     def is_too_slow(self, now: float) -> bool:
-        """Whether the peer has had long enough to send this request, or to take some of its answer."""
+        """Whether the peer has had long enough to send this request, to take some of its answer, or to close."""
+        if self._lingers_until:
+            return now > self._lingers_until
         incoming = self.request
         if incoming is not None:
             allowed = HEADER_TIMEOUT_S + incoming.body_bytes_received / MIN_BODY_BYTES_PER_S
