@@ -145,6 +145,7 @@ ROWS: dict[int, Row] = {
     26: (
         "the kernel kills for memory",
         f"{MEMORY}test_chaos_026_the_kernel_kills_for_memory_in_a_load_and_in_streams_and_takes_nobody_along",
+        f"{MEMORY}test_chaos_026_the_kernel_kills_workers_before_the_supervisor",
         f"{MEMORY}test_chaos_026_a_request_under_which_the_kernel_kills_for_memory_twice_is_ended",
     ),
     27: (
@@ -291,6 +292,8 @@ ROWS: dict[int, Row] = {
         f"{HTTP}test_chaos_061_a_body_over_the_limit_is_refused_before_it_is_read",
         f"{HTTP}test_chaos_061_a_chunked_body_over_the_limit_is_cut_off",
         f"{HTTP}test_chaos_061_headers_without_end_are_refused",
+        f"{HTTP}test_chaos_061_who_sends_too_much_hears_so_though_it_was_not_read",
+        f"{HTTP}test_chaos_061_who_sends_on_and_on_after_a_refusal_is_cut_off",
         f"{SCHEMAS}test_chaos_061_a_compressed_body_is_refused_unread",
         f"{REFUSALS}test_chaos_061_066_sockets_that_speak_no_clean_http_cost_nobody_anything",
     ),

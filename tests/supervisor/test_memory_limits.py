@@ -21,6 +21,7 @@ from forgellm.states import WorkerState
 from forgellm.supervisor import WorkerStatus, loop, memory
 from forgellm.supervisor.effects import Died
 from forgellm.supervisor.memory import OomWatch
+from forgellm.worker.main import OOM_SCORE
 from invariants import bystander
 
 pytestmark = [pytest.mark.process, pytest.mark.chaos]
@@ -211,6 +212,7 @@ with sound_pool(Supervisor(settings)) as pool:
             print(error)
 """
 CGROUP_BYTES = 400 * MB
+OWN_SCORE = Path("/proc/self/oom_score_adj")
 
 
 @pytest.fixture
@@ -251,6 +253,15 @@ def test_chaos_026_the_kernel_kills_for_memory_in_a_load_and_in_streams_and_take
     assert load.endswith("killed by the system: out of memory (oom_kill of the cgroup), while loading")
     assert "3 deaths in 300 s" in stream
     assert stream.endswith("killed by the system: out of memory (oom_kill of the cgroup)")
+
+
+@pytest.mark.skipif(not OWN_SCORE.exists(), reason="only Linux has a score for who is killed first")
+def test_chaos_026_the_kernel_kills_workers_before_the_supervisor(start_pool: StartPool) -> None:
+    """A small one, even, while the memory of a large one that it has just killed is not free yet."""
+    pool = start_pool({"spare": False}, e={})
+    pool.load("e")
+    score = Path(f"/proc/{worker(pool, 'e').pid}/oom_score_adj")
+    assert int(score.read_text()) == min(1000, int(OWN_SCORE.read_text()) + OOM_SCORE)
 
 
 def test_chaos_026_a_request_under_which_the_kernel_kills_for_memory_twice_is_ended(

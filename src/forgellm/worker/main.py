@@ -47,6 +47,9 @@ from forgellm.worker.engine import Engine, failed
 from forgellm.worker.pulse import Counters
 
 MEMORY_REPORT_S = 1.0
+OOM_SCORE = 300
+"""Thousandths of the memory there is, or of the cgroup's limit, that count as this process's besides its own: as a
+browser does for its renderers (proc_pid_oom_score_adj(5))."""
 GATHER_GAP_S = 0.010
 """Requests of one burst over HTTP were up to 4 ms apart on two quiet cores."""
 GATHER_S = 0.03
@@ -102,6 +105,7 @@ def _detach(boot: Boot) -> None:
     """Own session, own log, no stdin, nothing inheritable; die with the supervisor where the system offers it."""
     os.setsid()
     _die_with(boot.supervisor_pid)
+    _die_before_the_supervisor()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)  # a model's own code would ask "run it? [y/N]" here
     os.close(null)
@@ -122,6 +126,13 @@ def _die_with(supervisor_pid: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != supervisor_pid:  # it died before we could ask
         os._exit(ExitCode.ORPHANED)
+
+
+def _die_before_the_supervisor() -> None:
+    """Have Linux's OOM killer prefer this process: while a large worker's memory is not yet free, it kills one more."""
+    with contextlib.suppress(OSError, ValueError):  # not Linux; or it may not be written here
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(1000, int(score.read_text()) + OOM_SCORE)))
 
 
 def _read_commands(down: "Queue[Command]", commands: Inbox[Command]) -> None:
