@@ -145,7 +145,7 @@ ROWS: dict[int, Row] = {
     26: (
         "the kernel kills for memory",
         f"{MEMORY}test_chaos_026_the_kernel_kills_for_memory_in_a_load_and_in_streams_and_takes_nobody_along",
-        f"{MEMORY}test_chaos_026_the_kernel_kills_workers_before_the_supervisor",
+        f"{MEMORY}test_chaos_026_workers_ask_the_kernel_to_kill_them_before_the_supervisor",
         f"{MEMORY}test_chaos_026_a_request_under_which_the_kernel_kills_for_memory_twice_is_ended",
     ),
     27: (

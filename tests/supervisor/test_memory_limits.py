@@ -256,7 +256,7 @@ def test_chaos_026_the_kernel_kills_for_memory_in_a_load_and_in_streams_and_take
 
 
 @pytest.mark.skipif(not OWN_SCORE.exists(), reason="only Linux has a score for who is killed first")
-def test_chaos_026_the_kernel_kills_workers_before_the_supervisor(start_pool: StartPool) -> None:
+def test_chaos_026_workers_ask_the_kernel_to_kill_them_before_the_supervisor(start_pool: StartPool) -> None:
     """A small one, even, while the memory of a large one that it has just killed is not free yet."""
     pool = start_pool({"spare": False}, e={})
     pool.load("e")

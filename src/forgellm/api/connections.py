@@ -43,7 +43,7 @@ _NO_ROOM = (
 _WORDS = {400: "invalid_request", 413: "payload_too_large", 431: "invalid_request"}
 
 
-class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
+class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
     """What waitress itself refuses (a bad request line, a body too large), in the API's own shape."""
 
     def execute(self) -> None:
@@ -60,13 +60,13 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         self.write(body)
 
 
-class _Request(HTTPRequestParser):  # type: ignore[misc]
+class _Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
     """A request, and whether it is to be refused."""
 
     has_no_place = False
 
 
-class _Task(WSGITask):  # type: ignore[misc]
+class _Task(WSGITask):  # type: ignore[misc]  # waitress has no types
     """Has the app answer a request."""
 
     def get_environment(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class _Task(WSGITask):  # type: ignore[misc]
         return environ
 
 
-class Connection(HTTPChannel):  # type: ignore[misc]
+class Connection(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     """One connection. Remembers when the request that is coming in began, and tells the loop what threads change.
 
     `gives_way`: others are read first. Those are who asked for something else than an answer of a model, as probes
@@ -163,7 +163,7 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         return bool(self.total_outbufs_len) and now - self.last_activity > SLOW_CONSUMER_TIMEOUT_S
 
 
-class Server(TcpWSGIServer):  # type: ignore[misc]
+class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     """waitress's server over a socket that listens already."""
 
     channel_class = Connection

@@ -60,7 +60,7 @@ def run_demo(model: str, *, as_json: bool) -> int:
         finally:
             if daemon.poll() is None:
                 _stop(daemon)
-            daemon.stdout.close()  # type: ignore[union-attr]
+            daemon.stdout.close()  # type: ignore[union-attr]  # it is a PIPE
     return 0
 
 

@@ -129,6 +129,6 @@ def reload_orders(old: Settings, new: Settings, budget_bytes: int, now: Orders) 
 
 def _anew(settings: Settings, budget_bytes: int, name: str, given: Mapping[str, Any]) -> LoadOrder:
     try:
-        return load_order(settings, budget_bytes, name, LoadOptions(**given))  # type: ignore[typeddict-item]
+        return load_order(settings, budget_bytes, name, LoadOptions(**given))  # type: ignore[typeddict-item]  # an earlier load took them
     except ForgeLLMError as error:
         raise ConfigError(f"models.{name}: {error.message}") from error

@@ -153,18 +153,18 @@ def _import_engine(boot: Boot, up: "SimpleQueue[Event]") -> Engine | None:
 
             engine: Engine = EchoEngine()
         else:
-            from forgellm.worker import blas  # noqa: PLC0415
+            from forgellm.worker import blas  # noqa: PLC0415 - as above
 
             # Names were resolved before: transformers must not reach for the network.
             os.environ["HF_HUB_OFFLINE"] = "1"
             # Must come before mlx is imported: the first library that defines cblas_* wins.
             description = blas.activate(Path(boot.cache_dir), boot.fast_blas)
             if boot.engine == "embed":
-                from forgellm.worker.embed_engine import EmbedEngine  # noqa: PLC0415
+                from forgellm.worker.embed_engine import EmbedEngine  # noqa: PLC0415 - after BLAS
 
                 engine = EmbedEngine(blas=description)
             else:
-                from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415
+                from forgellm.worker.mlx_engine import MLXEngine  # noqa: PLC0415 - after BLAS
 
                 engine = MLXEngine(blas=description)
     except Exception as error:  # noqa: BLE001 - a broken install raises anything; its text is what the user needs

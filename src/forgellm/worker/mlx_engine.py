@@ -282,7 +282,7 @@ class MLXEngine:
         """One call of the generator: a decode step, and a prefill chunk if prompts wait."""
         generator = batch.generator
         if not batch.prefilling:
-            return generator.next()  # type: ignore[no-any-return]
+            return generator.next()  # type: ignore[no-any-return]  # mlx-lm has no types
         prompts = min(len(batch.prefilling), generator.prefill_batch_size)
         is_alone = batches == 1 and len(batch.prefilling) == len(batch.running)
         unread = max(batch.running[uid].unread_tokens for uid in batch.prefilling)
@@ -290,7 +290,7 @@ class MLXEngine:
         with generator.stats() as stats:
             result = generator.next()
         self._pace.observe(stats.prompt_tokens, stats.prompt_time)
-        return result  # type: ignore[no-any-return]
+        return result  # type: ignore[no-any-return]  # mlx-lm has no types
 
     def _chunk(self, batch: _Batch, running: Running, response: Any, now: float) -> Chunk:
         token: int = response.token
